@@ -1,0 +1,82 @@
+# make bench    the benchmark, from a clean checkout
+# make test     everything that must pass, from a clean checkout
+#
+# Both make .venv first. Needs make and Python >= 3.11 with venv; no root.
+# Another interpreter: make PYTHON=python3.12 test
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet -c constraints.txt
+BENCH  ?=
+
+# Rooms that are compiled; their tests run a second time with the compiler off.
+COMPILED := $(wildcard tests/mm/test_*.py tests/test_jit.py)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help bench test lint types tests tests-uncompiled coverage clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+bench: $(VENV)/.runtime ## run the benchmark (arguments: make bench BENCH="--quick --json out.json")
+	@$(BIN)/hostzero bench $(BENCH)
+
+test: lint types tests tests-uncompiled ## lint, types, tests, and the compiled rooms' tests with the compiler off
+
+lint: $(VENV)/.dev ## ruff check, ruff format --check
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+
+types: $(VENV)/.dev ## mypy --strict over src and tests
+	@$(BIN)/mypy
+
+tests: $(VENV)/.dev ## the tests
+	@$(BIN)/python -m pytest -q
+
+tests-uncompiled: $(VENV)/.dev ## the compiled rooms' tests as plain Python
+ifneq ($(COMPILED),)
+	@echo "the compiled rooms once more, as plain Python (NUMBA_DISABLE_JIT=1)"
+	@NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -q -m "not compiled_only" $(COMPILED)
+endif
+
+coverage: $(VENV)/.dev ## line and branch coverage, with the compiler off so that kernels count
+	@NUMBA_DISABLE_JIT=1 $(BIN)/coverage run -m pytest -q -m "not compiled_only"
+	@$(BIN)/coverage report
+
+clean: ## remove .venv, caches and builds
+	rm -rf $(VENV) build dist src/*.egg-info .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Stamps are written last, so that an interrupted installation is done again; and because a package may have
+# been cut in half by then, it is done from the start (.installing is there only while pip runs).
+AGAIN := $(if $(wildcard $(VENV)/.installing),--force-reinstall)
+
+$(VENV)/.runtime: pyproject.toml constraints.txt | $(VENV)/.made
+	@echo "installing hostzero into $(VENV)"
+	@touch $(VENV)/.installing
+	@$(PIP) $(AGAIN) --editable .
+	@rm $(VENV)/.installing
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/.made
+	@echo "installing hostzero and its development tools into $(VENV)"
+	@touch $(VENV)/.installing
+	@$(PIP) $(AGAIN) --editable '.[dev]'
+	@rm $(VENV)/.installing
+	@touch $@ $(VENV)/.runtime
+
+$(VENV)/.made:
+	@command -v $(PYTHON) >/dev/null 2>&1 || { \
+	    echo "hostzero needs Python 3.11 or newer; there is no '$(PYTHON)' here (make PYTHON=... names another)" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "hostzero needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) -V 2>&1) (make PYTHON=... names another)" >&2; exit 2; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+	    echo "'$(PYTHON)' lacks the venv module: on Debian and Ubuntu, install the package python3-venv" >&2; exit 2; }
+	@echo "making $(VENV) with $$($(PYTHON) -V)"
+	@# an environment of another Python, or one that was moved, is made anew
+	@$(BIN)/python -c 'import sys; sys.exit("%d.%d" % sys.version_info[:2] != "'"$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')"'")' 2>/dev/null \
+	    || rm -rf $(VENV)
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
