@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Each request is answered once: nested calls, resets in the middle, and hostile rings."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from hostzero.device import LOG_LINES_MAX
+from hostzero.ram import Ram
+from hostzero.units import PAGE_SIZE
+from hostzero.virtio.features import QueueRole
+from hostzero.virtio.ring_layout import VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE
+from hostzero.virtio.transport import Status
+from tests.device.guest import BITMAP_AT, PFNS_AT, STARTING, Guest, HugeMemory
+
+DRIVER_OK = STARTING | int(Status.FEATURES_OK | Status.DRIVER_OK)
+
+
+@pytest.mark.parametrize("role", [QueueRole.INFLATE, QueueRole.REPORTING])
+def test_a_driver_that_notifies_from_its_interrupt(guest: Guest, role: QueueRole) -> None:
+    """Each interrupt sends the next request; none is lost and none is nested."""
+    ring = guest.rings[role]
+    left = [40, 30, 20]
+    depth: list[int] = []
+
+    def put(pfn: int) -> None:
+        if role is QueueRole.INFLATE:
+            guest.put(role, [guest.write_pfns([pfn])])
+        else:
+            guest.put(role, (), [(pfn * PAGE_SIZE, PAGE_SIZE)])
+
+    def on_interrupt(role: QueueRole) -> None:
+        depth.append(1)
+        assert sum(depth) == 1
+        if left:
+            ring.set_used_event(ring.used_idx)
+            put(left.pop())
+            guest.device.notify(guest.indices[role])
+        depth.pop()
+
+    guest.on_interrupt = on_interrupt
+    put(10)
+    guest.kick(role)
+    assert guest.zero_pages() == {10, 20, 30, 40}
+    assert guest.device.metrics.queues[role].requests == 4
+
+
+@pytest.mark.parametrize("role", [QueueRole.INFLATE, QueueRole.REPORTING])
+def test_a_driver_that_resets_from_its_interrupt(guest: Guest, role: QueueRole) -> None:
+    guest.on_interrupt = lambda role: guest.device.set_status(0)
+    for first in (0, 1):
+        if role is QueueRole.INFLATE:
+            guest.put(role, [guest.write_pfns([first], PFNS_AT + 64 * first)], first=first)
+        else:
+            guest.put(role, (), [(first * PAGE_SIZE, PAGE_SIZE)], first=first)
+    guest.kick(role)
+    assert guest.device.status() == 0
+    assert guest.device.metrics.resets == 1
+
+
+def test_an_interrupt_that_raises_leaves_the_device_usable(guest: Guest) -> None:
+    def fail(role: QueueRole) -> None:
+        raise ZeroDivisionError
+
+    guest.on_interrupt = fail
+    guest.put(QueueRole.INFLATE, [guest.write_pfns([1])])
+    with pytest.raises(ZeroDivisionError):
+        guest.kick(QueueRole.INFLATE)
+    guest.on_interrupt = lambda role: None
+    guest.rings[QueueRole.INFLATE].returned()
+    assert guest.inflate([2]) == (1, b"\x01")
+
+
+def test_a_reset_from_the_first_interrupt_at_driver_ok_ends_it(guest: Guest) -> None:
+    """DRIVER_OK serves all queues; those after the reset are not served, their rings being gone."""
+    guest.device.set_status(0)
+    guest.negotiate()
+    guest.setup()
+    guest.put(QueueRole.INFLATE, [guest.write_pfns([1])])
+    guest.put(QueueRole.REPORTING, (), [(8 * PAGE_SIZE, PAGE_SIZE)])
+    guest.on_interrupt = lambda role: guest.device.set_status(0)
+    guest.go()
+    assert guest.device.status() == 0
+    assert guest.zero_pages() == {1}
+
+
+BAD_CHAINS = {
+    "outside memory": [(1 << 50, 8, 0, 0)],
+    "wrapping addresses": [((1 << 64) - 4, 8, 0, 0)],
+    "loop": [(PFNS_AT, 4, VIRTQ_DESC_F_NEXT, 0)],
+    "next outside the table": [(PFNS_AT, 4, VIRTQ_DESC_F_NEXT, 5000)],
+    "indirect": [(PFNS_AT, 16, 4, 0)],
+    "readable after writable": [
+        (BITMAP_AT, 1, VIRTQ_DESC_F_WRITE | VIRTQ_DESC_F_NEXT, 1),
+        (PFNS_AT, 4, 0, 0),
+    ],
+}
+
+
+@pytest.mark.parametrize("role", list(QueueRole))
+@pytest.mark.parametrize("descriptors", list(BAD_CHAINS.values()), ids=list(BAD_CHAINS))
+def test_a_malformed_chain_costs_that_request(
+    guest: Guest, role: QueueRole, descriptors: list[tuple[int, int, int, int]]
+) -> None:
+    ring = guest.rings[role]
+    with guest.unchanged():
+        for n, descriptor in enumerate(descriptors):
+            ring.descriptor(n, *descriptor)
+        ring.offer(0)
+        guest.kick(role)
+        assert ring.returned() == [(0, 0)]
+    assert guest.device.metrics.queues[role].malformed == guest.device.metrics.malformed == 1
+    assert guest.inflate([3]) == (1, b"\x01")
+
+
+@pytest.mark.parametrize("role", list(QueueRole))
+def test_a_broken_ring_is_given_up_and_the_others_go_on(guest: Guest, role: QueueRole) -> None:
+    with guest.unchanged():
+        guest.rings[role].set_avail_idx(5000)
+        guest.kick(role)
+    assert guest.device.status() & Status.NEEDS_RESET
+    assert (guest.device.metrics.broken_queues, guest.config_changes) == (1, 1)
+    guest.kick(role)
+    assert guest.device.metrics.broken_queues == 1
+    if role is not QueueRole.INFLATE:
+        assert guest.inflate([3]) == (1, b"\x01")
+    # A driver that writes the status without the device's bit clears nothing.
+    guest.device.set_status(DRIVER_OK)
+    assert guest.device.status() == DRIVER_OK | Status.NEEDS_RESET
+    guest.device.set_status(0)
+    guest.start()
+    assert guest.inflate([4]) == (1, b"\x01")
+
+
+def test_requests_before_the_one_that_breaks_the_ring_come_back(guest: Guest) -> None:
+    ring = guest.rings[QueueRole.REPORTING]
+    guest.put(QueueRole.REPORTING, (), [(0, PAGE_SIZE)])
+    ring.offer(999)
+    guest.kick(QueueRole.REPORTING)
+    assert ring.returned() == [(0, PAGE_SIZE)]
+    assert guest.device.status() & Status.NEEDS_RESET
+
+
+def test_a_driver_that_resets_when_told_that_the_device_needs_it(guest: Guest) -> None:
+    """The requests before the one that broke the ring were published by then."""
+    guest.device.on_config_change(lambda: guest.device.set_status(0))
+    ring = guest.rings[QueueRole.REPORTING]
+    guest.put(QueueRole.REPORTING, (), [(0, PAGE_SIZE)])
+    ring.offer(999)
+    guest.kick(QueueRole.REPORTING)
+    assert ring.returned() == [(0, PAGE_SIZE)]
+    assert guest.device.status() == 0
+
+
+def test_a_broken_deflate_ring_forgets_all_sub_pages(ram: Ram) -> None:
+    guest = Guest(HugeMemory(ram))
+    guest.inflate(list(range(511)))
+    guest.rings[QueueRole.DEFLATE].set_avail_idx(5000)
+    guest.kick(QueueRole.DEFLATE)
+    assert guest.inflate([511]) == (1, b"\x00")
+
+
+def test_malformed_requests_are_logged_up_to_a_limit(guest: Guest, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "hostzero.device"):
+        for _ in range(LOG_LINES_MAX + 5):
+            guest.send(QueueRole.INFLATE, (), [(BITMAP_AT, 1)])
+    assert len(caplog.records) == LOG_LINES_MAX
+    assert "malformed request on the inflate queue: the request has no device-readable PFN" in caplog.text
+    assert guest.device.metrics.inflate.malformed == LOG_LINES_MAX + 5
