@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Writing and checking whole pages: zeroing, poisoning, comparing.
+
+Kernel: `clear_pages`, `folio_zero_user` (`mm/memory.c`), `mm/page_poison.c`. The words
+written are guest RAM itself. The zeroing order of `folio_zero_user` is data
+(`zero_user_range`), so that a test can look at it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hostzero.jit import COMPILER_ON, compiled, inline
+from hostzero.mm.mmzone import WORDS_PER_PAGE, Memory
+from hostzero.units import PAGE_SHIFT
+
+if COMPILER_ON:
+    from numba import types
+
+    # The C library's memset, found by name when compiled code is loaded: unlike a ctypes
+    # pointer it can be cached.
+    memset = types.ExternalFunction("memset", types.voidptr(types.uintp, types.int32, types.uintp))
+else:
+    from ctypes import memset
+
+PAGE_POISON = 0xAA
+_EVERY_BYTE = 0x0101_0101_0101_0101
+
+ZERO_USER_STEPS = 4
+_NEIGHBOURS = 2  # pages on each side of the fault that are cleared late, to stay cached
+
+
+@inline
+def clear_pages(mem: Memory, pfn: int, count: int) -> None:
+    """Zero `count` pages from `pfn` on: one `memset` of guest RAM."""
+    memset(mem.vm[0].ram_base + (pfn << PAGE_SHIFT), 0, count << PAGE_SHIFT)
+
+
+@inline
+def zero_user_range(step: int, nr_pages: int, fault: int) -> tuple[int, int]:
+    """Return the pages `[start, end)` of a folio that step `step` of `folio_zero_user` zeroes.
+
+    Step 0 is everything above the fault's neighbourhood, step 1 everything below it,
+    step 2 the neighbourhood's other pages (see `folio_zero_user`), step 3 the faulting page.
+    `fault` is the faulting page's number in the folio.
+    """
+    low = max(fault - _NEIGHBOURS, 0)
+    high = min(fault + _NEIGHBOURS + 1, nr_pages)
+    if step == 0:
+        return high, nr_pages
+    if step == 1:
+        return 0, low
+    if step == 2:
+        return low, high
+    return fault, fault + 1
+
+
+@compiled
+def folio_zero_user(mem: Memory, pfn: int, order: int, user_addr: int) -> None:
+    """Zero a folio for a user so that the faulting page comes last and stays in cache.
+
+    `user_addr` may be any address in the folio's mapping. Sources: `folio_zero_user`, and
+    patch 10 for configurations without huge pages, where the whole folio is cleared.
+    """
+    nr_pages = 1 << order
+    fault = (user_addr >> PAGE_SHIFT) & (nr_pages - 1)
+    if order == 0:
+        clear_pages(mem, pfn, 1)
+        return
+    for step in range(ZERO_USER_STEPS):
+        start, end = zero_user_range(step, nr_pages, fault)
+        if step == 2:
+            clear_pages(mem, pfn + start, fault - start)
+            clear_pages(mem, pfn + fault + 1, end - fault - 1)
+        else:
+            clear_pages(mem, pfn + start, end - start)
+
+
+@compiled
+def kernel_poison_pages(mem: Memory, pfn: int, count: int) -> None:
+    """Fill freed pages with the poison pattern (kernel: `__kernel_poison_pages`)."""
+    fill_pages(mem, pfn, count, PAGE_POISON)
+
+
+@inline
+def fill_pages(mem: Memory, pfn: int, count: int, byte: int) -> None:
+    """Fill `count` pages from `pfn` on with one byte value."""
+    memset(mem.vm[0].ram_base + (pfn << PAGE_SHIFT), byte, count << PAGE_SHIFT)
+
+
+@compiled
+def first_word_not(mem: Memory, pfn: int, count: int, byte: int) -> int:
+    """Return the first word of the pages that is not made of `byte`, or -1."""
+    start = pfn * WORDS_PER_PAGE
+    word = np.uint64(byte) * np.uint64(_EVERY_BYTE)
+    for i in range(start, start + count * WORDS_PER_PAGE):
+        if mem.ram[i] != word:
+            return i
+    return -1
+
+
+@compiled
+def kernel_unpoison_pages(mem: Memory, pfn: int, count: int) -> None:
+    """Count pages whose poison pattern was overwritten (kernel: `__kernel_unpoison_pages`)."""
+    for page in range(pfn, pfn + count):
+        if first_word_not(mem, page, 1, PAGE_POISON) >= 0:
+            mem.vm[0].nr_poison_errors += 1

@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Processes: address spaces of mappings, and the calls a program makes on them.
+
+Kernel: `mm/mmap.c`, `mm/madvise.c`. Calls take the kernel's arguments and refuse what it
+refuses; an address is a plain integer because it belongs to no guest-wide space.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import numpy as np
+
+from hostzero.errors import BadAddress, MmError, OutOfMemory
+from hostzero.mm.memory import (
+    copy_user,
+    count_mapped,
+    fill_range,
+    find_nonzero,
+    populate_range,
+    touch_range,
+    zap_page_range,
+)
+from hostzero.mm.mmzone import NO_PAGE
+from hostzero.mm.pgtable import TASK_SIZE, alloc_table, free_empty_tables, free_table
+from hostzero.mm.vma import VM_HUGEPAGE, VM_NOHUGEPAGE, VM_READ, VM_UNINITIALIZED, VM_WRITE, new_vma
+from hostzero.units import PAGE_SIZE, PMD_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+    from hostzero.mm.manager import MemoryManager
+
+MADV_DONTNEED: Final = 4
+MADV_HUGEPAGE: Final = 14
+MADV_NOHUGEPAGE: Final = 15
+MADV_POPULATE_WRITE: Final = 23
+
+MAP_FIXED: Final = 0x10
+MAP_UNINITIALIZED: Final = 0x4000000
+"""Ask for pages with whatever they hold. Linux has this for machines without an MMU; the
+benchmark uses it as the floor that no allocator can beat. Page tables are still zeroed."""
+
+MMAP_BASE: Final = 0x7F00_0000_0000
+
+
+class Process:
+    """A guest process: an address space on one CPU.
+
+    Use as a context manager, or call `exit`: both give all memory back.
+    """
+
+    def __init__(self, mm: MemoryManager, mm_id: int, cpu: int = 0, node: int = 0) -> None:
+        """Create an address space with an empty top table.
+
+        Raises:
+            OutOfMemory: there is no page for the top table.
+        """
+        self._mm = mm
+        self._mem = mm.mem
+        self._cpu = cpu
+        self._node = node
+        self._mm_id = mm_id
+        self._vmas: list[Any] = []
+        self._pgd: int = alloc_table(self._mem, node, cpu)
+        if self._pgd == NO_PAGE:
+            raise OutOfMemory("no page for the process's page table")
+
+    def __enter__(self) -> Self:
+        """Return the process itself."""
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Give all memory back."""
+        self.exit()
+
+    @property
+    def rss(self) -> int:
+        """Bytes of memory mapped into the process."""
+        return (
+            sum(
+                int(count_mapped(self._mem, self._pgd, low, high))
+                for _, low, high in self._pieces(0, TASK_SIZE)
+            )
+            * PAGE_SIZE
+        )
+
+    def exit(self) -> None:
+        """Unmap everything and free the page tables; further calls raise `MmError`."""
+        if self._pgd == NO_PAGE:
+            return
+        for vma in list(self._vmas):
+            self.munmap(int(vma[0].vm_start), int(vma[0].vm_end - vma[0].vm_start))
+        free_table(self._mem, self._pgd, self._cpu)
+        self._pgd = NO_PAGE
+
+    def mmap(self, length: int, flags: int = 0, addr: int = 0) -> int:
+        """Map `length` bytes of anonymous private memory; return the address.
+
+        Mappings of at least 2 MiB start on a 2 MiB boundary, as Linux places them.
+
+        Args:
+            length: rounded up to whole pages.
+            flags: `MAP_FIXED` (with `addr`; address 0 is legal) and `MAP_UNINITIALIZED`.
+            addr: where to map with `MAP_FIXED`; ignored without.
+
+        Raises:
+            MmError: -EINVAL for a bad length or address, -EEXIST for a taken range
+                (Linux would replace it; here that is always a mistake).
+        """
+        self._alive()
+        length = -(-length // PAGE_SIZE) * PAGE_SIZE
+        if length <= 0 or length > TASK_SIZE:
+            raise MmError(f"mmap: -EINVAL: length {length} is not between one page and 2^47")
+        if flags & ~(MAP_FIXED | MAP_UNINITIALIZED):
+            raise MmError(f"mmap: -EINVAL: unknown flags {flags:#x}")
+        if flags & MAP_FIXED:
+            if addr < 0 or addr % PAGE_SIZE or addr + length > TASK_SIZE:
+                raise MmError(f"mmap: -EINVAL: address {addr:#x} is unaligned or outside of user space")
+            if any(vma[0].vm_start < addr + length and addr < vma[0].vm_end for vma in self._vmas):
+                raise MmError(f"mmap: -EEXIST: [{addr:#x}, {addr + length:#x}) is mapped already")
+        else:
+            addr = self._unmapped_area(length)
+        vm_flags = VM_READ | VM_WRITE | (VM_UNINITIALIZED if flags & MAP_UNINITIALIZED else 0)
+        self._vmas.append(new_vma(addr, addr + length, vm_flags, self._pgd, self._mm_id, self._node))
+        self._vmas.sort(key=lambda vma: int(vma[0].vm_start))
+        return addr
+
+    def munmap(self, addr: int, length: int) -> None:
+        """Unmap `[addr, addr + length)` and free its pages; unmapped holes are no error.
+
+        Raises:
+            MmError: -EINVAL for an unaligned address or an empty range.
+            OutOfMemory: a huge page had to be split and there was no page for its table.
+        """
+        start, end = self._range(addr, length, "munmap")
+        for vma in self._split_to(start, end):
+            self._zap(vma, int(vma[0].vm_start), int(vma[0].vm_end))
+            self._vmas = [other for other in self._vmas if other is not vma]
+        free_empty_tables(self._mem, self._pgd, start, end, self._cpu)
+
+    def madvise(self, addr: int, length: int, advice: int) -> None:
+        """Advise on `[addr, addr + length)` as Linux's call of the same name.
+
+        `MADV_POPULATE_WRITE` faults the range in for writing, `MADV_DONTNEED` drops its
+        pages, `MADV_HUGEPAGE` and `MADV_NOHUGEPAGE` permit or forbid huge pages.
+
+        Raises:
+            BadAddress: -ENOMEM, a part of the range is not mapped.
+            MmError: -EINVAL for an unaligned address or an unknown advice.
+            OutOfMemory: -ENOMEM from a populate.
+        """
+        start, end = self._range(addr, length, "madvise")
+        self._require_mapped(start, end)
+        if advice in (MADV_HUGEPAGE, MADV_NOHUGEPAGE):
+            gained, lost = (
+                (VM_HUGEPAGE, VM_NOHUGEPAGE) if advice == MADV_HUGEPAGE else (VM_NOHUGEPAGE, VM_HUGEPAGE)
+            )
+            for vma in self._split_to(start, end):
+                vma[0].vm_flags = (vma[0].vm_flags & ~lost) | gained
+        elif advice == MADV_POPULATE_WRITE:
+            self._walk(start, end, populate_range)
+        elif advice == MADV_DONTNEED:
+            for vma, low, high in self._pieces(start, end):
+                self._zap(vma, low, high)
+        else:
+            raise MmError(f"madvise: -EINVAL: unknown advice {advice}")
+
+    def touch(self, addr: int, length: int) -> None:
+        """Write one byte to each page of a range of whole pages."""
+        start, end = self._range(addr, length, "touch")
+        self._require_mapped(start, end)
+        self._walk(start, end, touch_range)
+
+    def fill(self, addr: int, length: int, byte: int) -> None:
+        """Write `byte` to a range of whole pages."""
+        start, end = self._range(addr, length, "fill")
+        self._require_mapped(start, end)
+        self._walk(
+            start, end, lambda mem, vma, low, high, cpu: fill_range(mem, vma, low, high, byte & 0xFF, cpu)
+        )
+
+    def read(self, addr: int, length: int) -> bytes:
+        """Read bytes through the page tables.
+
+        Raises:
+            BadAddress: a byte of the range is not mapped.
+        """
+        data = np.empty(length, dtype=np.uint8)
+        self._copy(addr, data, write=False)
+        return data.tobytes()
+
+    def write(self, addr: int, data: bytes) -> None:
+        """Write bytes through the page tables.
+
+        Raises:
+            BadAddress: a byte of the range is not mapped; nothing is written then.
+            OutOfMemory: a page could not be faulted in; what lies before it is written.
+        """
+        self._copy(addr, np.frombuffer(data, dtype=np.uint8).copy(), write=True)
+
+    def find_nonzero(self, addr: int, length: int) -> int | None:
+        """Return the first mapped address of a range whose word is not zero, or None.
+
+        Looks through the page tables and faults nothing in.
+        """
+        start, end = self._range(addr, length, "find_nonzero")
+        found = int(find_nonzero(self._mem, self._pgd, start, end))
+        return None if found < 0 else found
+
+    def _alive(self) -> None:
+        if self._pgd == NO_PAGE:
+            raise MmError("the process has exited")
+
+    def _range(self, addr: int, length: int, call: str) -> tuple[int, int]:
+        self._alive()
+        length = -(-length // PAGE_SIZE) * PAGE_SIZE
+        if addr % PAGE_SIZE or addr < 0 or length <= 0 or addr + length > TASK_SIZE:
+            raise MmError(f"{call}: -EINVAL: [{addr:#x}, +{length:#x}) is unaligned, empty or not user space")
+        return addr, addr + length
+
+    def _unmapped_area(self, length: int) -> int:
+        align = PMD_SIZE if length >= PMD_SIZE else PAGE_SIZE
+        addr = MMAP_BASE
+        for vma in self._vmas:
+            if vma[0].vm_end <= addr:
+                continue
+            if addr + length <= vma[0].vm_start:
+                break
+            addr = -(-int(vma[0].vm_end) // align) * align
+        if addr + length > TASK_SIZE:
+            raise MmError("mmap: -ENOMEM: no room in the address space")
+        return addr
+
+    def _pieces(self, start: int, end: int) -> Iterator[tuple[Any, int, int]]:
+        for vma in self._vmas:
+            low, high = max(start, int(vma[0].vm_start)), min(end, int(vma[0].vm_end))
+            if low < high:
+                yield vma, low, high
+
+    def _require_mapped(self, start: int, end: int) -> None:
+        at = start
+        for _, low, high in self._pieces(start, end):
+            if low > at:
+                break
+            at = high
+        if at < end:
+            raise BadAddress(f"address {at:#x} is not mapped")
+
+    def _split_to(self, start: int, end: int) -> list[Any]:
+        """Cut mappings at the range's ends; return those inside (kernel: `split_vma`)."""
+        inside = []
+        for vma, low, high in list(self._pieces(start, end)):
+            for at in (low, high):
+                if vma[0].vm_start < at < vma[0].vm_end:
+                    self._cut(vma, at, keep_upper=at == low)
+            inside.append(vma)
+        return inside
+
+    def _cut(self, vma: Any, at: int, *, keep_upper: bool) -> None:
+        # `vma` keeps the side that the caller works on; the other side gets its own record.
+        other = vma.copy()
+        if keep_upper:
+            other[0].vm_end = at
+            vma[0].vm_start = at
+        else:
+            other[0].vm_start = at
+            vma[0].vm_end = at
+        self._vmas.append(other)
+        self._vmas.sort(key=lambda entry: int(entry[0].vm_start))
+
+    def _zap(self, vma: Any, start: int, end: int) -> None:
+        if not zap_page_range(self._mem, vma, start, end, self._cpu):
+            raise OutOfMemory("no page for the table that splitting a huge page needs")
+
+    def _walk(self, start: int, end: int, step: Callable[[Any, Any, int, int, int], int]) -> None:
+        for vma, low, high in list(self._pieces(start, end)):
+            at = low
+            while at < high:
+                at = int(step(self._mem, vma, at, high, self._cpu))
+                if at < high and not self._mm.out_of_memory():
+                    raise OutOfMemory(f"no page for address {at:#x}")
+
+    def _copy(self, addr: int, data: NDArray[np.uint8], *, write: bool) -> None:
+        self._alive()
+        if addr < 0 or addr + len(data) > TASK_SIZE:
+            raise BadAddress(f"address {addr:#x} is not in user space")
+        if not len(data):
+            return
+        first = addr // PAGE_SIZE * PAGE_SIZE
+        self._require_mapped(first, -(-(addr + len(data)) // PAGE_SIZE) * PAGE_SIZE)
+        for vma, low, high in list(self._pieces(addr, addr + len(data))):
+            done = low
+            while done < high:
+                part = data[done - addr : high - addr]
+                done += int(copy_user(self._mem, vma, self._mm.ram_bytes, done, part, write, self._cpu))
+                if done < high and not self._mm.out_of_memory():
+                    raise OutOfMemory(f"no page for address {done:#x}")

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The records of the memory manager: pages, zones, per-CPU lists, pageblocks.
+
+Kernel: `include/linux/mmzone.h`, `include/linux/mm_types.h`. Where the kernel follows
+pointers, this follows indices: a page is its frame number, a list link is a frame
+number, and a list head is a record of its own behind the last page of `mem_map`. A
+list of pages and its head are thus linked by the same fields, as with `struct
+list_head`, and no link is ever a special case.
+
+`Memory` bundles the arrays; every compiled function takes it first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from hostzero.jit import inline
+from hostzero.units import PAGE_SHIFT, PAGE_SIZE, PMD_ORDER
+
+MAX_PAGE_ORDER: Final = 10
+NR_PAGE_ORDERS: Final = MAX_PAGE_ORDER + 1
+PAGEBLOCK_ORDER: Final = PMD_ORDER
+PAGEBLOCK_NR_PAGES: Final = 1 << PAGEBLOCK_ORDER
+HPAGE_PMD_ORDER: Final = PMD_ORDER
+
+MIGRATE_UNMOVABLE: Final = 0
+MIGRATE_MOVABLE: Final = 1
+MIGRATE_RECLAIMABLE: Final = 2
+MIGRATE_PCPTYPES: Final = 3
+MIGRATE_HIGHATOMIC: Final = 3
+MIGRATE_CMA: Final = 4
+MIGRATE_ISOLATE: Final = 5
+MIGRATE_TYPES: Final = 6
+MIGRATE_NAMES: Final = ("Unmovable", "Movable", "Reclaimable", "HighAtomic", "CMA", "Isolate")
+
+PAGE_ALLOC_COSTLY_ORDER: Final = 3
+NR_LOWORDER_PCP_LISTS: Final = MIGRATE_PCPTYPES * (PAGE_ALLOC_COSTLY_ORDER + 1)
+NR_PCP_THP: Final = 2
+NR_PCP_LISTS: Final = NR_LOWORDER_PCP_LISTS + NR_PCP_THP
+
+WORDS_PER_PAGE: Final = PAGE_SIZE // 8
+NO_PAGE: Final = -1
+"""What the kernel's NULL `struct page *` is here."""
+
+PAGE_DTYPE: Final = np.dtype(
+    [
+        ("flags_f", np.int64),  # `page->flags.f`; a field named `flags` would hide behind numpy's own
+        ("_refcount", np.int32),
+        ("_mapcount", np.int32),  # -1: not mapped, as in the kernel
+        ("private", np.int64),  # buddy order while free
+        ("lru_next", np.int32),
+        ("lru_prev", np.int32),
+        ("compound_head", np.int64),  # head << 1 | 1 in tail pages
+        ("mapping", np.int64),  # owner: address space id + 1, 0 for none
+        ("index", np.int64),  # user page number of the first mapping
+        ("page_type", np.int32),
+        ("zone", np.int16),
+        ("order", np.int16),  # of a compound page, in its head
+    ],
+    align=True,
+)
+"""`struct page`: 64 bytes, as on x86-64."""
+
+ZONE_DTYPE: Final = np.dtype(
+    [
+        ("node", np.int64),
+        ("start_pfn", np.int64),
+        ("end_pfn", np.int64),
+        ("managed_pages", np.int64),
+        ("watermark_min", np.int64),
+        ("watermark_low", np.int64),
+        ("watermark_high", np.int64),
+        ("watermark_boost", np.int64),
+        ("lowmem_reserve", np.int64),  # kept from requests that a higher zone could have served
+        ("nr_free_pages", np.int64),
+        ("nr_free_cma", np.int64),
+        ("nr_reserved_highatomic", np.int64),
+        ("pcp_batch", np.int64),
+        ("pcp_high", np.int64),
+        ("nr_free", np.int64, (NR_PAGE_ORDERS,)),  # blocks by order, all migrate types
+    ],
+    align=True,
+)
+"""`struct zone`."""
+
+PCP_DTYPE: Final = np.dtype([("count", np.int64), ("high", np.int64), ("batch", np.int64)], align=True)
+"""`struct per_cpu_pages`; its lists are head records behind `mem_map`."""
+
+VM_DTYPE: Final = np.dtype(
+    [
+        # configuration, fixed at boot
+        ("nr_pages", np.int64),
+        ("nr_zones", np.int64),
+        ("nr_cpus", np.int64),
+        ("pcp_heads", np.int64),  # first per-CPU list head behind mem_map
+        ("balloon_head", np.int64),
+        ("init_on_alloc", np.int64),
+        ("init_on_free", np.int64),
+        ("page_poisoning", np.int64),
+        ("debug_vm", np.int64),
+        ("thp_always", np.int64),
+        ("thp_never", np.int64),
+        ("empty_zero_page", np.int64),
+        ("ram_base", np.int64),  # host address of page 0's first byte
+        # page reporting (static keys and the state machine's word)
+        ("page_reporting_enabled", np.int64),
+        ("page_reporting_order", np.int64),
+        ("page_reporting_host_zeroes", np.int64),
+        ("page_reporting_state", np.int64),
+        ("page_reporting_requests", np.int64),
+        # what a failed assertion or a bad page was about
+        ("bug_pfn", np.int64),
+        ("nr_bad_pages", np.int64),
+        ("nr_poison_errors", np.int64),
+        # events (kernel: vmstat)
+        ("pgalloc", np.int64),
+        ("pgfree", np.int64),
+        ("pgfault", np.int64),
+        ("thp_fault_alloc", np.int64),
+        ("thp_fault_fallback", np.int64),
+        ("allocstall", np.int64),
+        ("alloc_fail", np.int64),
+        ("fallback_claims", np.int64),
+        ("fallback_steals", np.int64),
+        ("nr_balloon_pages", np.int64),
+        # what the benchmark is about, in bytes
+        ("zeroed_bytes", np.int64),  # by post_alloc_hook and init_on_free
+        ("known_zero_bytes", np.int64),  # zeroing that a zero hint made unnecessary
+        ("dropped_hint_bytes", np.int64),  # hints of pages whose caller did not want zeros
+    ],
+    align=True,
+)
+"""One record of configuration, static keys and event counters."""
+
+
+class Memory(NamedTuple):
+    """The arrays that compiled code works on.
+
+    `mem_map` has one record a page and the list heads behind them; `ram` is guest RAM
+    as 64-bit words (512 a page); `zonelists[node, k]` is the k-th zone to try.
+    """
+
+    mem_map: Any
+    zone: Any
+    pcp: Any  # [cpu * nr_zones + zone]
+    pageblock: Any  # migrate type by pageblock
+    zonelists: Any
+    vm: Any
+    ram: Any
+
+
+@dataclass(frozen=True)
+class ZoneSpec:
+    """A zone as the boot code lays it out: pages `[start, end)` on `node`."""
+
+    name: str
+    start: int
+    end: int
+    node: int = 0
+
+
+@inline
+def free_list(mem: Memory, zone: int, order: int, migratetype: int) -> int:
+    """Return the list head of one free area (kernel: `zone->free_area[o].free_list[mt]`)."""
+    return mem.vm[0].nr_pages + (zone * NR_PAGE_ORDERS + order) * MIGRATE_TYPES + migratetype
+
+
+@inline
+def pcp_list(mem: Memory, zone: int, cpu: int, pindex: int) -> int:
+    """Return the list head of one per-CPU list (kernel: `pcp->lists[pindex]`)."""
+    return mem.vm[0].pcp_heads + (cpu * mem.vm[0].nr_zones + zone) * NR_PCP_LISTS + pindex
+
+
+@inline
+def page_zone(mem: Memory, pfn: int) -> int:
+    """Return the zone of a page, widened: a 16-bit index would compile every caller twice."""
+    return np.int64(mem.mem_map[pfn].zone)  # type: ignore[return-value]
+
+
+@inline
+def pcp_of(mem: Memory, zone: int, cpu: int) -> int:
+    """Return the index into `Memory.pcp` of a CPU's lists for a zone."""
+    return cpu * mem.vm[0].nr_zones + zone
+
+
+@inline
+def get_pageblock_migratetype(mem: Memory, pfn: int) -> int:
+    """Return the migrate type of the pageblock that holds `pfn`."""
+    return mem.pageblock[pfn >> PAGEBLOCK_ORDER]
+
+
+@inline
+def set_pageblock_migratetype(mem: Memory, pfn: int, migratetype: int) -> None:
+    """Give the pageblock that holds `pfn` another migrate type."""
+    mem.pageblock[pfn >> PAGEBLOCK_ORDER] = migratetype
+
+
+@inline
+def migratetype_is_mergeable(migratetype: int) -> bool:
+    """Return whether blocks of this type may merge across pageblocks of another type."""
+    return migratetype < MIGRATE_PCPTYPES
+
+
+def nr_list_heads(nr_zones: int, nr_cpus: int) -> int:
+    """Return how many list heads stand behind the last page: free areas, per-CPU, balloon."""
+    return nr_zones * NR_PAGE_ORDERS * MIGRATE_TYPES + nr_cpus * nr_zones * NR_PCP_LISTS + 1
+
+
+def default_zones(nr_pages: int) -> tuple[ZoneSpec, ...]:
+    """Return the zones of an x86-64 guest without CONFIG_ZONE_DMA: DMA32 below 4 GiB, Normal above."""
+    boundary = (4 << 30) >> PAGE_SHIFT
+    if nr_pages <= boundary:
+        return (ZoneSpec("DMA32", 0, nr_pages),)
+    return (ZoneSpec("DMA32", 0, boundary), ZoneSpec("Normal", boundary, nr_pages))

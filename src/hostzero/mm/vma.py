@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""One mapping of an address space, as compiled code sees it (kernel: `struct vm_area_struct`).
+
+The record carries what a fault needs of its address space too (page table,
+owner, node), so that a fault takes one record and no pointer.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+
+VM_READ: Final = 0x1
+VM_WRITE: Final = 0x2
+VM_UNINITIALIZED: Final = 0x1000_0000_0000  # mmap(MAP_UNINITIALIZED): pages with old contents
+VM_HUGEPAGE: Final = 0x2000_0000
+VM_NOHUGEPAGE: Final = 0x4000_0000
+
+VMA_DTYPE: Final = np.dtype(
+    [
+        ("vm_start", np.int64),
+        ("vm_end", np.int64),
+        ("vm_flags", np.int64),
+        ("pgd", np.int64),  # the address space's top table, a page frame number
+        ("mm_id", np.int64),  # owner of the pages: mem_map[].mapping; never 0
+        ("node", np.int64),
+    ],
+    align=True,
+)
+
+
+def new_vma(start: int, end: int, flags: int, pgd: int, mm_id: int, node: int) -> Any:
+    """Return the record of a mapping `[start, end)` with nothing mapped yet."""
+    vma = np.zeros(1, dtype=VMA_DTYPE).view(np.recarray)
+    vma[0] = (start, end, flags, pgd, mm_id, node)
+    return vma
