@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What is compared: scenarios, arms and phases, and what each leaves out."""
+
+from __future__ import annotations
+
+import enum
+from typing import Final
+
+
+class Scenario(enum.StrEnum):
+    """How the guest comes by memory that the host has zeroed, and in which page size it takes it."""
+
+    THP = "thp"
+    SMALL_PAGES = "4k"
+    BALLOON = "balloon"
+    HUGETLB = "hugetlb"
+    FRAGMENTED = "fragmented"
+    MEMCG_LIMIT = "memcg-limit"
+
+
+class Arm(enum.StrEnum):
+    """What the guest and the device do about zeroing."""
+
+    NEVER_REPORTED = "never-reported"
+    BASELINE = "baseline"
+    OPTIMIZED = "optimized"
+    NO_ZEROING = "no-zeroing"
+
+
+class Phase(enum.StrEnum):
+    """Which stretch of a process's life is measured; each begins with an empty mapping."""
+
+    POPULATE = "populate"
+    POPULATE_TOUCH = "populate+touch"
+    POPULATE_FILL = "populate+fill"
+    CHURN = "churn"
+
+
+SCENARIO_TITLES: Final = {
+    Scenario.THP: "2 MiB pages from reported blocks",
+    Scenario.SMALL_PAGES: "4 KiB pages from reported blocks",
+    Scenario.BALLOON: "2 MiB pages from a deflated balloon",
+    Scenario.HUGETLB: "surplus hugetlb pages from reported blocks",
+    Scenario.FRAGMENTED: "2 MiB pages, free memory fragmented",
+    Scenario.MEMCG_LIMIT: "2 MiB pages, a memory cgroup at its limit",
+}
+
+ARM_MEANINGS: Final = {
+    Arm.NEVER_REPORTED: "memory never given to the host; the guest zeroes",
+    Arm.BASELINE: "memory given to the host, bits 6 and 7 off; the guest zeroes what the host zeroes too",
+    Arm.OPTIMIZED: "memory given to the host, bits 6 and 7 on; the guest zeroes what is not known to be zero",
+    Arm.NO_ZEROING: "control: memory given to the host, the guest never zeroes (unsafe: a floor, no choice)",
+}
+
+PHASE_CAVEATS: Final = {
+    Phase.POPULATE: (
+        "maps and allocates, as the cover letter's program does, and never touches the memory. In the "
+        "optimized arm the host's page fault and zeroing are moved to the first touch, not removed."
+    ),
+    Phase.POPULATE_TOUCH: (
+        "populates and writes one byte per page, so the host's fault and zeroing are in it; "
+        "a process that uses its memory pays at least this."
+    ),
+    Phase.POPULATE_FILL: "populates and writes every byte, which also brings the memory into the caches.",
+    Phase.CHURN: (
+        "maps, writes and unmaps over and over. A page that comes back before it was reported is zeroed by "
+        "the guest in every arm but the control."
+    ),
+}
+
+GENERAL_CAVEATS: Final = (
+    (
+        "The guest is a model in this process: it has no page tables and no hardware page fault of its own. "
+        "A real guest adds that cost to every arm, so its ratios lie nearer to 1."
+    ),
+    "Reporting and inflating happen between the measured stretches; their cost is in none of these numbers.",
+)
+
+COMPARISONS: Final = (
+    (Arm.OPTIMIZED, Arm.BASELINE),
+    (Arm.OPTIMIZED, Arm.NEVER_REPORTED),
+    (Arm.NO_ZEROING, Arm.BASELINE),
+)
+"""Which arm is divided by which."""

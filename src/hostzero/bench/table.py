@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Results as tables on a terminal or in a file, with what each number leaves out.
+
+A terminal of `WIDE` columns gets one table per scenario; a narrower one gets the same
+columns as two, time and bytes, so that no cell is folded at 80.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, NamedTuple
+
+from rich import box
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+
+from hostzero.bench.cover_letter import FIGURES, SETTING
+from hostzero.bench.disturbance import RULE
+from hostzero.bench.names import (
+    ARM_MEANINGS,
+    GENERAL_CAVEATS,
+    PHASE_CAVEATS,
+    SCENARIO_TITLES,
+    Phase,
+    Scenario,
+)
+from hostzero.bench.results import AllocatorResults, Comparison, Results, Series
+from hostzero.bench.stats import PairedRatio, summarize
+
+WIDE: Final = 118
+NOT_AVAILABLE: Final = "not available"
+_NONE: Final = "–"
+
+
+class Column(NamedTuple):
+    """One column of a scenario's table."""
+
+    title: str
+    cell: Callable[[Series], str]
+
+
+_MEAN = Column("task-clock ms\nmean ± sd", lambda series: mean_and_stdev(series.task_clock_ms))
+_MEDIAN = Column("median\nms", lambda series: milliseconds(summarize(series.task_clock_ms).median))
+_WALL = Column("wall ms\nmedian", lambda series: milliseconds(summarize(series.wall_ms).median))
+_FAULTS = Column("host\nfaults", lambda series: f"{summarize(series.host_faults).median:.0f}")
+_FAULTED = Column("host\nzeroed\nMiB", lambda series: mebibytes(series.host_faulted_bytes))
+_ZEROED = Column("guest\nzeroed\nMiB", lambda series: mebibytes(series.guest_zeroed_bytes))
+_KNOWN = Column("known\nzero\nMiB", lambda series: mebibytes(series.known_zero_bytes))
+_RETURNED = Column("returned\nto host\nMiB", lambda series: mebibytes(series.host_returned_bytes))
+_COUNT = Column("n (dis-\nturbed)", lambda series: f"{len(series)} ({sum(series.disturbed)})")
+
+_TIME_COLUMNS: Final = (_MEAN, _MEDIAN, _WALL, _COUNT)
+_BYTE_COLUMNS: Final = (_FAULTS, _FAULTED, _ZEROED, _KNOWN, _RETURNED)
+_WIDE_COLUMNS: Final = (_MEAN, _MEDIAN, _WALL, *_BYTE_COLUMNS, _COUNT)
+_HARDWARE_COLUMNS: Final = (
+    Column("instructions\nmean ± sd", lambda series: count_and_stdev(series.instructions)),
+    Column("cache misses\nmean ± sd", lambda series: count_and_stdev(series.cache_misses)),
+)
+
+
+def print_results(results: Results, console: Console) -> None:
+    """Print every scenario, the comparisons, the cover letter's figures and the caveats."""
+    for scenario in results.scenarios():
+        _print_scenario(results, scenario, console)
+    _print_notes(results, console)
+
+
+def print_allocator(results: AllocatorResults, console: Console) -> None:
+    """Print what the allocator alone costs."""
+    table = _table("operation", "mean ± sd", "median", "least", "n")
+    labels = {
+        "order0_alloc_ns": "allocate order 0, ns",
+        "order0_free_ns": "free order 0, ns",
+        "order9_alloc_ns": "allocate order 9, ns",
+        "order9_free_ns": "free order 9, ns",
+        "memset_4k_ns": "memset of 4 KiB, ns",
+        "control_share_order0": "control share, order 0",
+        "control_share_order9": "control share, order 9",
+    }
+    for name, values in results.columns().items():
+        if not values:
+            table.add_row(labels[name], *[_NONE] * 3, "0")
+            continue
+        summary = summarize(values)
+        show = percent if name.startswith("control_share") else plain
+        spread = "" if summary.stdev is None else f" ± {show(summary.stdev)}"
+        table.add_row(
+            labels[name],
+            f"{show(summary.mean)}{spread}",
+            show(summary.median),
+            show(summary.minimum),
+            str(summary.n),
+        )
+    _print_table(console, "The allocator alone, in compiled loops", table)
+    _note(
+        console,
+        "Control share: the part of populating memory that is not zeroing (finding, splitting and marking "
+        "pages). Calls from Python cost more: these loops are compiled.",
+    )
+
+
+def milliseconds(value: float) -> str:
+    """Return a time with as many decimals as three digits leave."""
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
+
+
+def plain(value: float) -> str:
+    """Return a number with one decimal below a hundred and none above."""
+    return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def percent(value: float) -> str:
+    """Return a share as per cent."""
+    return f"{value * 100:.1f} %"
+
+
+def mean_and_stdev(values: Sequence[float]) -> str:
+    """Return "mean ± standard deviation" in milliseconds; a single value has no deviation."""
+    summary = summarize(values)
+    if summary.stdev is None:
+        return milliseconds(summary.mean)
+    return f"{milliseconds(summary.mean)} ± {milliseconds(summary.stdev)}"
+
+
+def count_and_stdev(values: Sequence[int] | None) -> str:
+    """Return "mean ± standard deviation" of counts, in thousands or millions."""
+    if not values:
+        return NOT_AVAILABLE
+    summary = summarize(values)
+    return _count(summary.mean) + ("" if summary.stdev is None else f" ± {_count(summary.stdev)}")
+
+
+def mebibytes(values: Sequence[int] | None) -> str:
+    """Return the median of byte counts in MiB, or a dash where they were not measured."""
+    if not values:
+        return _NONE
+    median = summarize(values).median / (1 << 20)
+    return f"{median:.0f}" if median == round(median) else f"{median:.1f}"
+
+
+def ratio_text(ratio: PairedRatio) -> str:
+    """Return "ratio [low, high]", as much of it as there is."""
+    if ratio.ratio is None:
+        return _NONE
+    interval = "" if ratio.ci95 is None else f" [{_ratio(ratio.ci95[0])}, {_ratio(ratio.ci95[1])}]"
+    return f"{_ratio(ratio.ratio)}{interval}"
+
+
+def _print_scenario(results: Results, scenario: Scenario, console: Console) -> None:
+    series = results.in_scenario(scenario)
+    wide = console.width >= WIDE
+    title = f"{scenario}: {SCENARIO_TITLES[scenario]}"
+    if wide:
+        _print_table(console, title, _series_table(series, _WIDE_COLUMNS))
+    else:
+        _print_table(console, f"{title}: time", _series_table(series, _TIME_COLUMNS))
+        _print_table(console, f"{title}: who zeroed", _series_table(series, _BYTE_COLUMNS))
+    if any(one.instructions or one.cache_misses for one in series):
+        _print_table(console, f"{scenario}: hardware counts", _series_table(series, _HARDWARE_COLUMNS))
+    comparisons = [one for one in results.comparisons() if one.scenario == scenario]
+    if comparisons:
+        title = f"{scenario}: task-clock of one arm over another, paired by repetition"
+        _print_table(console, title, _comparison_table(comparisons, wide=wide))
+    if scenario in FIGURES:
+        title = f"{scenario}: the cover letter's own figures (v8), not measured here"
+        _print_table(console, title, _cover_letter_table(scenario))
+        _note(console, SETTING)
+        console.print()
+
+
+def _print_table(console: Console, title: str, table: Table) -> None:
+    # The title is a line of its own: rich would fold it to the table's width.
+    console.print(title, style="bold", highlight=False)
+    console.print(table)
+    console.print()
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True, vertical="bottom")
+    return table
+
+
+def _series_table(series: Iterable[Series], columns: Sequence[Column]) -> Table:
+    table = _table("phase", "arm", *(column.title for column in columns))
+    table.columns[1].justify = "left"
+    before: Phase | None = None
+    for one in series:
+        if before is not None and one.phase != before:
+            table.add_section()
+        phase = "" if one.phase == before else str(one.phase)
+        table.add_row(phase, str(one.arm), *(column.cell(one) for column in columns))
+        before = one.phase
+    return table
+
+
+def _comparison_table(comparisons: Iterable[Comparison], *, wide: bool) -> Table:
+    extra = ["undisturbed pairs only", "n"] if wide else []
+    table = _table("phase", "arms", "ratio [95 % interval]", "change", "n", *extra)
+    table.columns[1].justify = "left"
+    before: Phase | None = None
+    for one in comparisons:
+        if before is not None and one.phase != before:
+            table.add_section()
+        table.add_row(
+            "" if one.phase == before else str(one.phase),
+            f"{one.arm} / {one.against}",
+            ratio_text(one.over_all),
+            _change(one.over_all),
+            str(one.over_all.n),
+            *([ratio_text(one.undisturbed), str(one.undisturbed.n)] if wide else []),
+        )
+        before = one.phase
+    return table
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.3f}" if value < 10 else f"{value:.1f}"
+
+
+def _change(ratio: PairedRatio) -> str:
+    return _NONE if ratio.ratio is None else f"{(ratio.ratio - 1) * 100:+.0f} %"
+
+
+def _cover_letter_table(scenario: Scenario) -> Table:
+    table = _table("populate", "baseline", "optimized", "change")
+    for figure in FIGURES[scenario]:
+        table.add_row(*figure)
+    return table
+
+
+def _print_notes(results: Results, console: Console) -> None:
+    series = [one for scenario in results.scenarios() for one in results.in_scenario(scenario)]
+    console.print("What the numbers leave out", style="bold")
+    for phase in Phase:
+        if any(one.phase == phase for one in series):
+            _note(console, f"{phase}: {PHASE_CAVEATS[phase]}")
+    for caveat in GENERAL_CAVEATS:
+        _note(console, caveat)
+    console.print("Arms", style="bold")
+    for arm in ARM_MEANINGS:
+        if any(one.arm == arm for one in series):
+            _note(console, f"{arm}: {ARM_MEANINGS[arm]}")
+    console.print("Columns", style="bold")
+    _note(console, f"disturbed: {RULE}")
+    _note(
+        console,
+        "host zeroed: growth of the guest's resident memory in the phase, all of it zeroed by the host",
+    )
+    _note(console, "returned: given to the host by reporting or the balloon, before the phase")
+    if not any(one.instructions or one.cache_misses for one in series):
+        _note(console, f"instructions, cache-misses: {_why_no_counts(results)}")
+    if results.host.get("outer_reporting_order") is not None:
+        _note(
+            console,
+            "This machine is itself a guest that reports free pages to its host: memory that lay discarded "
+            "for a second or more is slow to come back, so discard and touch are kept close together.",
+        )
+
+
+def _why_no_counts(results: Results) -> str:
+    reason = str(results.host.get("hardware_counters", NOT_AVAILABLE))
+    return reason if reason.startswith(NOT_AVAILABLE) else NOT_AVAILABLE
+
+
+def _note(console: Console, text: str) -> None:
+    console.print(Padding(text, (0, 0, 0, 2)), highlight=False)
+
+
+def _count(value: float) -> str:
+    for unit, size in (("M", 1e6), ("K", 1e3)):
+        if value >= size:
+            scaled = value / size
+            return (
+                f"{scaled:.2f}{unit}"
+                if scaled < 10
+                else f"{scaled:.1f}{unit}"
+                if scaled < 100
+                else f"{scaled:.0f}{unit}"
+            )
+    return f"{value:.0f}"

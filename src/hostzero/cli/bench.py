@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""``hostzero bench``: options in, tables and files out; the work is in `hostzero.bench`."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hostzero.bench.options import (
+    BACKINGS,
+    PLOT_SUFFIXES,
+    SCENARIOS,
+    BenchOptions,
+    check_output,
+    check_plot,
+    quick_options,
+    size_option,
+)
+from hostzero.errors import UsageError
+from hostzero.units import format_size
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_FULL = BenchOptions()
+_QUICK = quick_options()
+_STDOUT = Path("-")
+_NOT_WITH_ALLOCATOR = ("scenarios", "memory", "size", "seed", "backing", "plot")
+
+
+@click.command(name="bench")
+@click.option(
+    "--scenario",
+    "scenarios",
+    multiple=True,
+    type=click.Choice([str(scenario) for scenario in SCENARIOS]),
+    help="Which scenario to run; may be given more than once.  [default: all]",
+)
+@click.option("--memory", metavar="SIZE", help=f"The guest's memory.  [default: {format_size(_FULL.memory)}]")
+@click.option(
+    "--size", metavar="SIZE", help=f"What a process populates.  [default: {format_size(_FULL.size)}]"
+)
+@click.option(
+    "--repetitions", type=int, metavar="N", help=f"Repetitions of each arm.  [default: {_FULL.repetitions}]"
+)
+@click.option("--seed", type=int, metavar="N", help=f"Orders the arms.  [default: {_FULL.seed}]")
+@click.option(
+    "--backing", type=click.Choice(BACKINGS), help=f"What holds guest memory.  [default: {_FULL.backing}]"
+)
+@click.option(
+    "--quick",
+    is_flag=True,
+    help=(
+        f"Under 30 seconds: {', '.join(_QUICK.scenarios)}, {format_size(_QUICK.memory)}, "
+        f"{format_size(_QUICK.size)}, {_QUICK.repetitions} repetitions, unless given."
+    ),
+)
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write all values; - is stdout.")
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    help=f"Draw the results into a file ({', '.join(PLOT_SUFFIXES)}).",
+)
+@click.option("--allocator", is_flag=True, help="Measure the allocator alone, in nanoseconds per page.")
+def command(*, quick: bool, json_path: Path | None, plot: Path | None, allocator: bool, **given: Any) -> None:
+    """Measure what known-zero pages save, and what it leaves out.
+
+    Four arms run interleaved: memory never given to the host, given and zeroed twice (baseline),
+    given and zeroed once (optimized), and never zeroed by the guest (control). Tables go to
+    standard output, progress to standard error.
+    """
+    given = {name: value for name, value in given.items() if value not in {None, ()}}
+    if allocator:
+        clash = [name for name in _NOT_WITH_ALLOCATOR if name in given or (name == "plot" and plot)]
+        if clash:
+            names = ", ".join(f"--{'scenario' if name == 'scenarios' else name}" for name in clash)
+            raise UsageError(f"--allocator measures the allocator alone: leave out {names}")
+    options = _options(quick, given)
+    if json_path is not None and json_path != _STDOUT:
+        check_output("--json", json_path)
+    if plot is not None:
+        check_plot(plot)
+    if allocator:
+        _run_allocator(options.repetitions, json_path)
+    else:
+        _run_scenarios(options, json_path, plot)
+
+
+def _options(quick: bool, given: Mapping[str, Any]) -> BenchOptions:
+    values = dict(given)
+    for name in ("memory", "size"):
+        if name in values:
+            values[name] = size_option(f"--{name}", values[name])
+    if "scenarios" in values:
+        named = {str(scenario): scenario for scenario in SCENARIOS}
+        values["scenarios"] = tuple(named[name] for name in dict.fromkeys(values["scenarios"]))
+    options = dataclasses.replace(_QUICK if quick else _FULL, **values)
+    options.validate()
+    return options
+
+
+def _run_scenarios(options: BenchOptions, json_path: Path | None, plot: Path | None) -> None:
+    from hostzero.bench.host import available_memory
+
+    options.validate_on(available_memory())
+    from hostzero.bench.plot import write_plot
+    from hostzero.bench.progress import open_progress
+    from hostzero.bench.run import run_bench
+    from hostzero.bench.table import print_results
+
+    with open_progress() as progress:
+        results = run_bench(options, progress)
+    # Files first: a reader of the tables may go away, as `| head` does.
+    if plot is not None:
+        write_plot(results, plot)
+    _output(results.to_document(), json_path, lambda console: print_results(results, console))
+
+
+def _run_allocator(repetitions: int, json_path: Path | None) -> None:
+    from hostzero.bench.allocator import run_allocator
+    from hostzero.bench.progress import open_progress
+    from hostzero.bench.table import print_allocator
+
+    with open_progress() as progress:
+        results = run_allocator(repetitions, progress)
+    _output(results.to_document(), json_path, lambda console: print_allocator(results, console))
+
+
+def _output(document: Mapping[str, Any], json_path: Path | None, show: Callable[[Console], None]) -> None:
+    from hostzero.bench.document import to_json, write_atomically
+
+    if json_path == _STDOUT:
+        click.echo(to_json(document), nl=False)
+    elif json_path is not None:
+        write_atomically(json_path, to_json(document).encode())
+    # With the document on standard output, the tables go where they do not mix with it.
+    show(_console(to_stderr=json_path == _STDOUT))
+
+
+def _console(*, to_stderr: bool) -> Console:
+    from rich.console import Console
+
+    from hostzero.bench.table import WIDE
+
+    console = Console(file=sys.stderr if to_stderr else sys.stdout)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = WIDE  # a file has no width of its own; 80 would split the tables for nothing
+    return console
