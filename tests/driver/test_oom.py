@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What comes back when the guest runs out of memory."""
+
+from __future__ import annotations
+
+import pytest
+
+from hostzero.driver.free_page_hint import HINT_BLOCK_PAGES
+from hostzero.virtio import CMD_ID_DONE, Feature, QueueRole
+from tests.driver.conftest import MakeGuest
+from tests.driver.fakes import ALL_FEATURES, Request
+
+NO_HINT = ALL_FEATURES & ~Feature.FREE_PAGE_HINT
+CMD = 0x8000_0000
+
+
+def test_up_to_256_pages_leak_at_a_time(make_guest: MakeGuest) -> None:
+    guest = make_guest(features=int(NO_HINT))
+    guest.device.set_target(300)
+    (notify,) = guest.mm.oom_notifiers
+    free = guest.mm.nr_free
+    assert notify() == 256
+    assert guest.mm.nr_free == free + 256
+    assert guest.device.config.actual == 44
+    assert notify() == 44
+    assert notify() == 0
+    assert guest.device.config.actual == 0
+
+
+def test_known_zero_pages_stay_known_zero(make_guest: MakeGuest) -> None:
+    guest = make_guest(features=int(NO_HINT))
+    guest.device.set_target(300)
+    guest.mm.oom_notifiers[0]()
+    assert guest.mm.known_zero.sum() == 256
+    assert guest.mm.false_claims == []
+
+
+def test_without_the_feature_nobody_is_registered(make_guest: MakeGuest) -> None:
+    guest = make_guest(features=int(NO_HINT & ~Feature.DEFLATE_ON_OOM))
+    assert guest.mm.oom_notifiers == []
+
+
+def test_hinted_blocks_go_first(make_guest: MakeGuest) -> None:
+    guest = make_guest()
+    guest.device.change(free_page_hint_cmd_id=CMD)
+    guest.device.set_target(300)
+    blocks = guest.driver.num_free_page_blocks
+    assert blocks > 0
+    (notify,) = guest.mm.oom_notifiers
+    assert notify() == blocks * HINT_BLOCK_PAGES
+    assert guest.driver.num_pages == 300
+    assert notify() == 256
+
+
+def test_a_block_that_the_device_has_not_read_stays(make_guest: MakeGuest) -> None:
+    """It may still act on the hint, and the guest would be writing to the page by then."""
+    guest = make_guest(features=int(ALL_FEATURES & ~Feature.DEFLATE_ON_OOM))
+    guest.device.answer = lambda r: None if r.role is QueueRole.FREE_PAGE else guest.device.honest(r)
+    guest.device.change(free_page_hint_cmd_id=CMD)
+    blocks = guest.driver.num_free_page_blocks
+    (notify,) = guest.mm.oom_notifiers
+    assert notify() == 0
+    assert guest.driver.num_free_page_blocks == blocks > 0
+    guest.device.change(free_page_hint_cmd_id=CMD_ID_DONE)
+    assert guest.driver.num_free_page_blocks == 0
+
+
+def test_an_oom_inside_a_request_leaks_nothing(
+    make_guest: MakeGuest, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The balloon's lock is held: the kernel deadlocked here before patch 28."""
+    guest = make_guest(features=int(NO_HINT))
+    freed: list[int] = []
+
+    def out_of_memory(request: Request) -> int | None:
+        if request.role is QueueRole.INFLATE:
+            freed.append(guest.mm.oom_notifiers[0]())
+        return guest.device.honest(request)
+
+    guest.device.answer = out_of_memory
+    guest.device.set_target(10)
+    assert freed == [0]
+    assert guest.driver.num_pages == 10
+    assert caplog.text == "", "nothing is wrong with that"
+
+
+def test_a_device_that_does_not_answer_frees_nothing_and_harms_nobody(
+    make_guest: MakeGuest, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The allocation that ran out of memory goes on to fail by itself, with its own error."""
+    guest = make_guest(features=int(NO_HINT))
+    guest.device.set_target(300)
+    guest.device.answer = lambda request: None
+    assert guest.mm.oom_notifiers[0]() == 0
+    assert "cannot give pages back: device did not answer" in caplog.text
+    assert guest.mm.oom_notifiers[0]() == 0, "and is not asked again"
