@@ -154,7 +154,7 @@ def buddy_merge_likely(mem: Memory, pfn: int, order: int) -> bool:
     return find_buddy_page_pfn(mem, higher, order + 1) != NO_PAGE
 
 
-@compiled
+@inline
 def __free_one_page(mem: Memory, pfn: int, zone: int, order: int, migratetype: int, fpi_flags: int) -> None:
     """Put a block on a free list, merged with its buddies as far as they are free.
 

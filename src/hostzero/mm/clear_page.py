@@ -21,7 +21,11 @@ if COMPILER_ON:
     # pointer it can be cached.
     memset = types.ExternalFunction("memset", types.voidptr(types.uintp, types.int32, types.uintp))
 else:
-    from ctypes import memset
+    import ctypes
+
+    def memset(address: int, byte: int, count: int) -> None:
+        # ctypes takes no numpy integers.
+        ctypes.memset(int(address), int(byte), int(count))
 
 PAGE_POISON = 0xAA
 _EVERY_BYTE = 0x0101_0101_0101_0101

@@ -244,11 +244,11 @@ def __rmqueue(mem: Memory, zone: int, order: int, migratetype: int, alloc_flags:
 def reserve_highatomic_pageblock(mem: Memory, zone: int, pfn: int, order: int) -> None:
     """Set the pageblock of an atomic high-order allocation aside (kernel: same name).
 
-    At most 1 % of the zone is reserved in this way; a zone whose 1 % is less than a
-    pageblock reserves nothing.
+    At most 1 % of the zone is reserved in this way, rounded up to whole pageblocks; a zone
+    whose 1 % is less than a pageblock reserves nothing.
     """
     limit = mem.zone[zone].managed_pages // 100
-    if mem.zone[zone].nr_reserved_highatomic + PAGEBLOCK_NR_PAGES > limit:
+    if limit < PAGEBLOCK_NR_PAGES or mem.zone[zone].nr_reserved_highatomic >= limit:
         return
     old = mem.pageblock[pfn >> PAGEBLOCK_ORDER]
     if old > MIGRATE_RECLAIMABLE or order >= PAGEBLOCK_ORDER or not block_within_zone(mem, zone, pfn):
@@ -268,7 +268,9 @@ def unreserve_highatomic_pageblock(mem: Memory, zone: int, migratetype: int) -> 
             continue
         start = pfn & ~(PAGEBLOCK_NR_PAGES - 1)
         __move_freepages_block(mem, zone, start, MIGRATE_HIGHATOMIC, migratetype)
-        set_pageblock_migratetype(mem, pfn, migratetype)
-        mem.zone[zone].nr_reserved_highatomic -= PAGEBLOCK_NR_PAGES
+        # Two neighbouring reserved pageblocks may have merged into one free block.
+        for block in range(start, start + max(1 << order, PAGEBLOCK_NR_PAGES), PAGEBLOCK_NR_PAGES):
+            set_pageblock_migratetype(mem, block, migratetype)
+            mem.zone[zone].nr_reserved_highatomic -= PAGEBLOCK_NR_PAGES
         return True
     return False

@@ -78,13 +78,13 @@ def zap_huge_pmd(mem: Memory, pmd: int, cpu: int) -> None:
 
 
 @compiled
-def __split_huge_pmd(mem: Memory, vma: object, pmd: int, addr: int, cpu: int) -> bool:
+def __split_huge_pmd(mem: Memory, pmd: int, addr: int, node: int, cpu: int) -> bool:
     """Replace a huge mapping by 512 small ones of the same pages; False without a table.
 
     Source: `__split_huge_pmd_locked`, `__folio_split`. Each sub-page becomes a page of its
     own with the reference and the owner that the folio had.
     """
-    table = alloc_table(mem, vma[0].node, cpu)  # type: ignore[index]
+    table = alloc_table(mem, node, cpu)
     if table == NO_PAGE:
         return False
     head = entry_pfn(entry(mem, pmd))

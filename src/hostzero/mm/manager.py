@@ -19,12 +19,21 @@ from hostzero.errors import OutOfMemory, UsageError, VmBug
 from hostzero.mm import page_alloc
 from hostzero.mm.balloon import BalloonPages
 from hostzero.mm.debug import describe_bug
-from hostzero.mm.gfp import GFP_KERNEL, GFP_ZERO, USER_ADDR_NONE, gfpflags_allow_blocking
+from hostzero.mm.gfp import (
+    GFP_KERNEL,
+    GFP_NORETRY,
+    GFP_RETRY_MAYFAIL,
+    GFP_THISNODE,
+    GFP_ZERO,
+    USER_ADDR_NONE,
+    gfpflags_allow_blocking,
+)
 from hostzero.mm.mm_init import build_memory, setup_per_zone_wmarks
 from hostzero.mm.mmap import Process
 from hostzero.mm.mmzone import (
     MAX_PAGE_ORDER,
     NO_PAGE,
+    PAGE_ALLOC_COSTLY_ORDER,
     PAGEBLOCK_NR_PAGES,
     ZoneSpec,
     default_zones,
@@ -45,6 +54,7 @@ R = TypeVar("R")
 
 _RESERVED_PAGES = 1  # page 0 belongs to the firmware, as on a PC
 _MIN_PAGES = 2 * PAGEBLOCK_NR_PAGES
+_GFP_NO_OOM = GFP_NORETRY | GFP_RETRY_MAYFAIL | GFP_THISNODE
 
 
 @dataclass(frozen=True)
@@ -177,7 +187,9 @@ class MemoryManager:
         """Allocate `1 << order` pages with one reference (kernel: `alloc_pages`).
 
         Raises:
-            OutOfMemory: there is no such block, after the OOM notifiers if `gfp` may block.
+            OutOfMemory: there is no such block, after the OOM notifiers where the kernel would
+                call them (`__alloc_pages_may_oom`): not for requests that may not block or
+                retry, nor for orders above PAGE_ALLOC_COSTLY_ORDER.
             UsageError: the order is not between 0 and MAX_PAGE_ORDER.
         """
         if not 0 <= order <= MAX_PAGE_ORDER:
@@ -186,7 +198,10 @@ class MemoryManager:
             pfn = int(page_alloc.alloc_pages(self.mem, gfp, order, USER_ADDR_NONE, node, cpu))
             if pfn != NO_PAGE:
                 return Pfn(pfn)
-            if order > 3 or not gfpflags_allow_blocking(gfp) or not self.out_of_memory():
+            may_oom = (
+                order <= PAGE_ALLOC_COSTLY_ORDER and gfpflags_allow_blocking(gfp) and not gfp & _GFP_NO_OOM
+            )
+            if not may_oom or not self.out_of_memory():
                 raise OutOfMemory(f"no free block of order {order}")
 
     @_explains_bugs

@@ -30,9 +30,10 @@ from hostzero.mm.pgtable import (
     PAGE_USER,
     entry,
     entry_pfn,
-    pte_alloc,
+    pmd_alloc,
+    pmd_offset,
     pte_word,
-    table_walk,
+    table_alloc,
 )
 from hostzero.mm.vma import VM_UNINITIALIZED
 from hostzero.units import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE
@@ -78,7 +79,7 @@ def handle_mm_fault(mem: Memory, vma: object, pmd: int, addr: int, write: bool, 
             if pfn != NO_PAGE:
                 return pfn + ((addr & (PMD_SIZE - 1)) >> PAGE_SHIFT)
             mem.vm[0].thp_fault_fallback += 1
-        if not pte_alloc(mem, pmd, node, cpu):
+        if not table_alloc(mem, pmd, node, cpu):
             return VM_FAULT_OOM
     word = pte_word(mem, pmd, addr)
     if not write:
@@ -118,89 +119,61 @@ def follow_page(mem: Memory, pmd: int, addr: int, write: bool) -> tuple[int, int
 
 
 @compiled
-def faultin_page(mem: Memory, vma: object, addr: int, write: bool, cpu: int) -> tuple[int, int]:
-    """Return the page at an address and how many follow it, faulting it in if need be.
+def populate_range(mem: Memory, vma: object, start: int, end: int, write: bool, cpu: int) -> int:
+    """Fault in the pages `[start, end)`; return the first address that failed, or `end`.
 
-    Returns VM_FAULT_OOM as the page when there is no memory.
-    """
-    pmd = table_walk(mem, vma[0].pgd, addr, True, vma[0].node, cpu)  # type: ignore[index]
-    if pmd == NO_ENTRY:
-        return VM_FAULT_OOM, 0
-    pfn, count = follow_page(mem, pmd, addr, write)
-    if pfn != NO_PAGE:
-        return pfn, count
-    pfn = handle_mm_fault(mem, vma, pmd, addr, write, cpu)
-    if pfn == VM_FAULT_OOM:
-        return VM_FAULT_OOM, 0
-    return follow_page(mem, pmd, addr, write)
-
-
-@compiled
-def populate_range(mem: Memory, vma: object, start: int, end: int, cpu: int) -> int:
-    """Fault in `[start, end)` for writing; return the first address that failed, or `end`.
-
-    Source: `faultin_page_range` (MADV_POPULATE_WRITE). The page table is walked once a
-    PMD, as the kernel's fault-around loops do.
+    Source: `faultin_page_range`. The page table is walked once a PMD.
     """
     addr = start
     while addr < end:
-        pmd = table_walk(mem, vma[0].pgd, addr, True, vma[0].node, cpu)  # type: ignore[index]
+        pmd = pmd_alloc(mem, vma[0].pgd, addr, vma[0].node, cpu)  # type: ignore[index]
         if pmd == NO_ENTRY:
             return addr
         limit = min(end, (addr & ~(PMD_SIZE - 1)) + PMD_SIZE)
         while addr < limit:
-            pfn, count = follow_page(mem, pmd, addr, True)
+            pfn, count = follow_page(mem, pmd, addr, write)
             if pfn == NO_PAGE:
-                if handle_mm_fault(mem, vma, pmd, addr, True, cpu) == VM_FAULT_OOM:
+                if handle_mm_fault(mem, vma, pmd, addr, write, cpu) == VM_FAULT_OOM:
                     return addr
-                pfn, count = follow_page(mem, pmd, addr, True)
+                # A huge page is followed to its end at the next turn.
+                count = 1
             addr += count << PAGE_SHIFT
     return end
 
 
 @compiled
-def touch_range(mem: Memory, vma: object, start: int, end: int, cpu: int) -> int:
-    """Write one byte to each page of `[start, end)`; return the first address that failed, or `end`."""
+def touch_range(mem: Memory, pgd: int, start: int, end: int) -> None:
+    """Write one byte to each page of `[start, end)`, which must be mapped writable."""
     addr = start
     while addr < end:
-        pfn, count = faultin_page(mem, vma, addr, True, cpu)
-        if pfn == VM_FAULT_OOM:
-            return addr
-        for page in range(pfn, min(pfn + count, pfn + ((end - addr) >> PAGE_SHIFT))):
+        pfn, count = follow_page(mem, pmd_offset(mem, pgd, addr), addr, True)
+        for page in range(pfn, pfn + min(count, (end - addr) >> PAGE_SHIFT)):
             mem.ram[page * WORDS_PER_PAGE] = 1
         addr += count << PAGE_SHIFT
-    return end
 
 
 @compiled
-def fill_range(mem: Memory, vma: object, start: int, end: int, byte: int, cpu: int) -> int:
-    """Write `byte` to all of the pages `[start, end)`; return the first address that failed, or `end`."""
+def fill_range(mem: Memory, pgd: int, start: int, end: int, byte: int) -> None:
+    """Write `byte` to all of the pages `[start, end)`, which must be mapped writable."""
     addr = start
     while addr < end:
-        pfn, count = faultin_page(mem, vma, addr, True, cpu)
-        if pfn == VM_FAULT_OOM:
-            return addr
+        pfn, count = follow_page(mem, pmd_offset(mem, pgd, addr), addr, True)
         count = min(count, (end - addr) >> PAGE_SHIFT)
         fill_pages(mem, pfn, count, byte)
         addr += count << PAGE_SHIFT
-    return end
 
 
 @compiled
-def copy_user(
-    mem: Memory, vma: object, bytes_: object, addr: int, data: object, write: bool, cpu: int
-) -> int:
-    """Copy between `data` and user memory, page by page; return how many bytes were copied.
+def copy_user(mem: Memory, pgd: int, bytes_: object, addr: int, data: object, write: bool) -> None:
+    """Copy between `data` and user memory, page by page, through the page tables.
 
-    `bytes_` is guest RAM as bytes. Both directions go through the page tables.
+    `bytes_` is guest RAM as bytes. The pages must be mapped for this access.
     """
     done = 0
     size = len(data)  # type: ignore[arg-type]
     while done < size:
         at = addr + done
-        pfn, _ = faultin_page(mem, vma, at, write, cpu)
-        if pfn == VM_FAULT_OOM:
-            return done
+        pfn, _ = follow_page(mem, pmd_offset(mem, pgd, at), at, write)
         offset = at & (PAGE_SIZE - 1)
         count = min(PAGE_SIZE - offset, size - done)
         base = (pfn << PAGE_SHIFT) + offset
@@ -211,7 +184,6 @@ def copy_user(
             for i in range(count):
                 data[done + i] = bytes_[base + i]  # type: ignore[index]
         done += count
-    return done
 
 
 @compiled
@@ -222,8 +194,7 @@ def find_nonzero(mem: Memory, pgd: int, start: int, end: int) -> int:
     """
     addr = start
     while addr < end:
-        pmd = table_walk(mem, pgd, addr, False, 0, 0)
-        pfn, count = follow_page(mem, pmd, addr, False)
+        pfn, count = follow_page(mem, pmd_offset(mem, pgd, addr), addr, False)
         if pfn == NO_PAGE:
             addr += PAGE_SIZE
             continue
@@ -242,7 +213,7 @@ def count_mapped(mem: Memory, pgd: int, start: int, end: int) -> int:
     mapped = 0
     addr = start
     while addr < end:
-        pmd = table_walk(mem, pgd, addr, False, 0, 0)
+        pmd = pmd_offset(mem, pgd, addr)
         if pmd == NO_ENTRY or mem.ram[pmd] == 0:
             addr = (addr & ~(PMD_SIZE - 1)) + PMD_SIZE
             continue
@@ -273,7 +244,7 @@ def zap_pte_range(mem: Memory, pmd: int, start: int, end: int, cpu: int) -> None
 
 
 @compiled
-def zap_page_range(mem: Memory, vma: object, start: int, end: int, cpu: int) -> bool:
+def zap_page_range(mem: Memory, pgd: int, start: int, end: int, node: int, cpu: int) -> bool:
     """Unmap and free everything in `[start, end)` (kernel: `zap_page_range_single`).
 
     A huge page of which only a part goes is split first; False if there is no page for
@@ -282,7 +253,7 @@ def zap_page_range(mem: Memory, vma: object, start: int, end: int, cpu: int) -> 
     addr = start
     while addr < end:
         limit = min(end, (addr & ~(PMD_SIZE - 1)) + PMD_SIZE)
-        pmd = table_walk(mem, vma[0].pgd, addr, False, 0, cpu)  # type: ignore[index]
+        pmd = pmd_offset(mem, pgd, addr)
         if pmd == NO_ENTRY or mem.ram[pmd] == 0:
             addr = limit
             continue
@@ -291,7 +262,7 @@ def zap_page_range(mem: Memory, vma: object, start: int, end: int, cpu: int) -> 
                 zap_huge_pmd(mem, pmd, cpu)
                 addr = limit
                 continue
-            if not __split_huge_pmd(mem, vma, pmd, addr, cpu):
+            if not __split_huge_pmd(mem, pmd, addr, node, cpu):
                 return False
         zap_pte_range(mem, pmd, addr, limit, cpu)
         addr = limit

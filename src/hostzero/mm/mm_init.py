@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hostzero.jit import compiled
-from hostzero.mm.buddy import FPI_TO_TAIL, __free_one_page
+from hostzero.mm.buddy import FPI_TO_TAIL, split_large_buddy
 from hostzero.mm.list import LIST_POISON
 from hostzero.mm.mmzone import (
     MAX_PAGE_ORDER,
@@ -28,7 +28,6 @@ from hostzero.mm.mmzone import (
     ZONE_DTYPE,
     Memory,
     ZoneSpec,
-    get_pageblock_migratetype,
     nr_list_heads,
 )
 from hostzero.mm.page_flags import PG_reserved, PGTY_none
@@ -75,13 +74,16 @@ def init_list_heads(mem: Memory, count: int) -> None:
 
 @compiled
 def memblock_free_pages(mem: Memory, zone: int, start: int, end: int) -> None:
-    """Hand a range of boot memory to the buddy lists in the largest aligned blocks."""
+    """Hand a range of boot memory to the buddy lists in the largest aligned blocks.
+
+    A block that spans pageblocks goes pageblock by pageblock: one of them may be CMA.
+    """
     pfn = start
     while pfn < end:
         order = MAX_PAGE_ORDER
         while (pfn & ((1 << order) - 1)) != 0 or pfn + (1 << order) > end:
             order -= 1
-        __free_one_page(mem, pfn, zone, order, get_pageblock_migratetype(mem, pfn), FPI_TO_TAIL)
+        split_large_buddy(mem, zone, pfn, order, FPI_TO_TAIL)
         pfn += 1 << order
 
 

@@ -27,7 +27,7 @@ from hostzero.mm.vma import VM_HUGEPAGE, VM_NOHUGEPAGE, VM_READ, VM_UNINITIALIZE
 from hostzero.units import PAGE_SIZE, PMD_SIZE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
@@ -161,7 +161,7 @@ class Process:
             for vma in self._split_to(start, end):
                 vma[0].vm_flags = (vma[0].vm_flags & ~lost) | gained
         elif advice == MADV_POPULATE_WRITE:
-            self._walk(start, end, populate_range)
+            self._populate(start, end, write=True)
         elif advice == MADV_DONTNEED:
             for vma, low, high in self._pieces(start, end):
                 self._zap(vma, low, high)
@@ -172,15 +172,15 @@ class Process:
         """Write one byte to each page of a range of whole pages."""
         start, end = self._range(addr, length, "touch")
         self._require_mapped(start, end)
-        self._walk(start, end, touch_range)
+        self._populate(start, end, write=True)
+        touch_range(self._mem, self._pgd, start, end)
 
     def fill(self, addr: int, length: int, byte: int) -> None:
         """Write `byte` to a range of whole pages."""
         start, end = self._range(addr, length, "fill")
         self._require_mapped(start, end)
-        self._walk(
-            start, end, lambda mem, vma, low, high, cpu: fill_range(mem, vma, low, high, byte & 0xFF, cpu)
-        )
+        self._populate(start, end, write=True)
+        fill_range(self._mem, self._pgd, start, end, byte & 0xFF)
 
     def read(self, addr: int, length: int) -> bytes:
         """Read bytes through the page tables.
@@ -197,7 +197,7 @@ class Process:
 
         Raises:
             BadAddress: a byte of the range is not mapped; nothing is written then.
-            OutOfMemory: a page could not be faulted in; what lies before it is written.
+            OutOfMemory: a page could not be faulted in; nothing is written then.
         """
         self._copy(addr, np.frombuffer(data, dtype=np.uint8).copy(), write=True)
 
@@ -272,14 +272,14 @@ class Process:
         self._vmas.sort(key=lambda entry: int(entry[0].vm_start))
 
     def _zap(self, vma: Any, start: int, end: int) -> None:
-        if not zap_page_range(self._mem, vma, start, end, self._cpu):
+        if not zap_page_range(self._mem, self._pgd, start, end, self._node, self._cpu):
             raise OutOfMemory("no page for the table that splitting a huge page needs")
 
-    def _walk(self, start: int, end: int, step: Callable[[Any, Any, int, int, int], int]) -> None:
+    def _populate(self, start: int, end: int, *, write: bool) -> None:
         for vma, low, high in list(self._pieces(start, end)):
             at = low
             while at < high:
-                at = int(step(self._mem, vma, at, high, self._cpu))
+                at = int(populate_range(self._mem, vma, at, high, write, self._cpu))
                 if at < high and not self._mm.out_of_memory():
                     raise OutOfMemory(f"no page for address {at:#x}")
 
@@ -289,12 +289,7 @@ class Process:
             raise BadAddress(f"address {addr:#x} is not in user space")
         if not len(data):
             return
-        first = addr // PAGE_SIZE * PAGE_SIZE
-        self._require_mapped(first, -(-(addr + len(data)) // PAGE_SIZE) * PAGE_SIZE)
-        for vma, low, high in list(self._pieces(addr, addr + len(data))):
-            done = low
-            while done < high:
-                part = data[done - addr : high - addr]
-                done += int(copy_user(self._mem, vma, self._mm.ram_bytes, done, part, write, self._cpu))
-                if done < high and not self._mm.out_of_memory():
-                    raise OutOfMemory(f"no page for address {done:#x}")
+        start, end = addr // PAGE_SIZE * PAGE_SIZE, -(-(addr + len(data)) // PAGE_SIZE) * PAGE_SIZE
+        self._require_mapped(start, end)
+        self._populate(start, end, write=write)
+        copy_user(self._mem, self._pgd, self._mm.ram_bytes, addr, data, write)

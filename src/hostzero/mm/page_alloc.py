@@ -190,9 +190,9 @@ def __alloc_pages_slowpath(mem: Memory, gfp: int, order: int, user_addr: int, no
     if (gfp & __GFP_HIGH) != 0:
         alloc_flags |= ALLOC_MIN_RESERVE
     if (gfp & __GFP_DIRECT_RECLAIM) == 0:
-        if (gfp & (__GFP_HIGH | __GFP_NOMEMALLOC)) == __GFP_HIGH:
+        if (gfp & __GFP_NOMEMALLOC) == 0:
             alloc_flags |= ALLOC_NON_BLOCK
-            if order > 0:
+            if order > 0 and (gfp & __GFP_HIGH) != 0:
                 alloc_flags |= ALLOC_HIGHATOMIC
         return get_page_from_freelist(mem, gfp, order, alloc_flags, user_addr, node, cpu)
     pfn = get_page_from_freelist(mem, gfp, order, alloc_flags, user_addr, node, cpu)

@@ -65,6 +65,19 @@ def alloc_table(mem: Memory, node: int, cpu: int) -> int:
 
 
 @compiled
+def table_alloc(mem: Memory, word: int, node: int, cpu: int) -> bool:
+    """Make an empty entry point to a new table; False without a page for it.
+
+    Source: `__p4d_alloc` to `__pte_alloc`, which differ in nothing that matters here.
+    """
+    table = alloc_table(mem, node, cpu)
+    if table == NO_PAGE:
+        return False
+    mem.ram[word] = (table << PAGE_SHIFT) | _TABLE_FLAGS
+    return True
+
+
+@compiled
 def free_table(mem: Memory, pfn: int, cpu: int) -> None:
     """Free a table page (kernel: `pagetable_free`)."""
     mem.mem_map[pfn].page_type = PGTY_none
@@ -72,36 +85,30 @@ def free_table(mem: Memory, pfn: int, cpu: int) -> None:
 
 
 @compiled
-def table_walk(mem: Memory, pgd: int, addr: int, alloc: bool, node: int, cpu: int) -> int:
-    """Return the word of the PMD entry of an address, or NO_ENTRY.
+def pmd_offset(mem: Memory, pgd: int, addr: int) -> int:
+    """Return the word of the PMD entry of an address, or NO_ENTRY without tables for it."""
+    value = entry(mem, table_word(pgd, addr, PGDIR_SHIFT))
+    if value == 0:
+        return NO_ENTRY
+    value = entry(mem, table_word(entry_pfn(value), addr, PUD_SHIFT))
+    if value == 0:
+        return NO_ENTRY
+    return table_word(entry_pfn(value), addr, PMD_SHIFT)
 
-    With `alloc`, missing tables above the PMD entry are allocated (kernel: `p4d_alloc`,
-    `pud_alloc`, `pmd_alloc`), and NO_ENTRY means that there was no page for one.
+
+@inline
+def pmd_alloc(mem: Memory, pgd: int, addr: int, node: int, cpu: int) -> int:
+    """Return the word of the PMD entry of an address, allocating the tables above it.
+
+    Source: `p4d_alloc`, `pud_alloc`, `pmd_alloc`. NO_ENTRY means that there was no page.
     """
     table = pgd
     for shift in (PGDIR_SHIFT, PUD_SHIFT):
         word = table_word(table, addr, shift)
-        value = entry(mem, word)
-        if value == 0:
-            if not alloc:
-                return NO_ENTRY
-            table = alloc_table(mem, node, cpu)
-            if table == NO_PAGE:
-                return NO_ENTRY
-            mem.ram[word] = (table << PAGE_SHIFT) | _TABLE_FLAGS
-        else:
-            table = entry_pfn(value)
+        if mem.ram[word] == 0 and not table_alloc(mem, word, node, cpu):
+            return NO_ENTRY
+        table = entry_pfn(entry(mem, word))
     return table_word(table, addr, PMD_SHIFT)
-
-
-@inline
-def pte_alloc(mem: Memory, pmd: int, node: int, cpu: int) -> bool:
-    """Make an empty PMD entry point to a table of PTEs; False without a page for it."""
-    table = alloc_table(mem, node, cpu)
-    if table == NO_PAGE:
-        return False
-    mem.ram[pmd] = (table << PAGE_SHIFT) | _TABLE_FLAGS
-    return True
 
 
 @inline
