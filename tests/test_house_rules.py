@@ -25,12 +25,13 @@ FLOORS = {
     "device": 3,
     "machine": 4,
     "vhost_user": 4,
-    "bench": 5,
-    "check": 5,
-    "conform": 5,
-    "cli": 6,
-    "__main__": 7,
-    "__init__": 7,
+    "warmup": 5,
+    "bench": 6,
+    "check": 6,
+    "conform": 6,
+    "cli": 7,
+    "__main__": 8,
+    "__init__": 8,
 }
 # A host sees guest memory, never the guest's structures.
 FORBIDDEN = {("device", "mm")}

@@ -34,6 +34,16 @@ class Sample:
     instructions: int | None = None
     cache_misses: int | None = None
 
+    def __add__(self, other: Sample) -> Sample:
+        """Return what two stretches of one phase cost together."""
+        return Sample(
+            self.task_clock_ns + other.task_clock_ns,
+            self.wall_ns + other.wall_ns,
+            self.host_faults + other.host_faults,
+            _sum(self.instructions, other.instructions),
+            _sum(self.cache_misses, other.cache_misses),
+        )
+
     @property
     def task_clock_ms(self) -> float:
         """CPU time in milliseconds."""
@@ -133,6 +143,11 @@ class Counters:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _sum(one: int | None, other: int | None) -> int | None:
+    # A count that one of the stretches lacks is not the other's alone.
+    return None if one is None or other is None else one + other
 
 
 def _host_faults() -> int:

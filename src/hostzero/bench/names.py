@@ -63,17 +63,17 @@ PHASE_CAVEATS: Final = {
     ),
     Phase.POPULATE_FILL: "populates and writes every byte, which also brings the memory into the caches.",
     Phase.CHURN: (
-        "maps, writes and unmaps over and over. A page that comes back before it was reported is zeroed by "
-        "the guest in every arm but the control."
+        "maps, writes, unmaps and gives the memory away again, three times over. Giving it away is in the "
+        "time here; driver and device are interpreted Python, so that part is dearer than a kernel's."
     ),
 }
 
 GENERAL_CAVEATS: Final = (
     (
-        "The guest is a model in this process: it has no page tables and no hardware page fault of its own. "
-        "A real guest adds that cost to every arm, so its ratios lie nearer to 1."
+        "The guest is a model in this process: its page tables are real words in its memory, but it has no "
+        "hardware page fault of its own. A real guest pays that in every arm, so its ratios lie nearer to 1."
     ),
-    "Reporting and inflating happen between the measured stretches; their cost is in none of these numbers.",
+    "But for churn, giving memory away happens before the measured stretch; its cost is not in the numbers.",
 )
 
 COMPARISONS: Final = (

@@ -51,6 +51,16 @@ class PageCounts(NamedTuple):
     host_faulted: int | None = None
     """Growth of `Ram.resident` over the phase; None where it was not measured."""
 
+    def plus(self, other: PageCounts) -> PageCounts:
+        """Return the counts of two stretches of one phase; what was returned before both is one."""
+        both = self.host_faulted is not None and other.host_faulted is not None
+        return PageCounts(
+            self.guest_zeroed + other.guest_zeroed,
+            self.known_zero + other.known_zero,
+            self.host_returned,
+            (self.host_faulted or 0) + (other.host_faulted or 0) if both else None,
+        )
+
 
 @dataclass(slots=True)
 class Series:

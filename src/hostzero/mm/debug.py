@@ -31,7 +31,7 @@ def describe_page(mem: Memory, pfn: int) -> str:
     return (
         f"pfn {pfn:#x} flags {int(page.flags_f):#x} type {int(page.page_type):#x} "
         f"refcount {page._refcount} mapcount {page._mapcount} private {page.private} "
-        f"compound_head {page.compound_head} mapping {page.mapping} block {migratetype}"
+        f"compound_head {mem.compound_head[pfn]} mapping {page.mapping} block {migratetype}"
     )
 
 

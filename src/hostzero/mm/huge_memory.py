@@ -96,7 +96,7 @@ def __split_huge_pmd(mem: Memory, pmd: int, addr: int, node: int, cpu: int) -> b
     word = table_word(table, 0, PAGE_SHIFT)
     for i in range(1 << HPAGE_PMD_ORDER):
         page = m[head + i]
-        page.compound_head = 0
+        mem.compound_head[head + i] = 0
         page._refcount = 1
         page._mapcount = 0
         page.mapping = mapping

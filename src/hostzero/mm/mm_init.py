@@ -55,7 +55,6 @@ def memmap_init(mem: Memory, zone: int, start: int, end: int) -> None:
         m[pfn].private = 0
         m[pfn].lru_next = LIST_POISON
         m[pfn].lru_prev = LIST_POISON
-        m[pfn].compound_head = 0
         m[pfn].mapping = 0
         m[pfn].index = 0
         m[pfn].page_type = PGTY_none
@@ -163,6 +162,7 @@ def build_memory(
     vm = _resident(1, VM_DTYPE)
     mem = Memory(
         mem_map=_resident(nr_pages + heads, PAGE_DTYPE),
+        compound_head=np.full(nr_pages, 0, dtype=np.int64),
         zone=_resident(len(zones), ZONE_DTYPE),
         pcp=_resident(nr_cpus * len(zones), PCP_DTYPE),
         pageblock=np.full(-(-nr_pages // PAGEBLOCK_NR_PAGES), MIGRATE_MOVABLE, dtype=np.int64),

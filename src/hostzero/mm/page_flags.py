@@ -141,13 +141,13 @@ def PageHead(mem: Memory, pfn: int) -> bool:
 @inline
 def PageTail(mem: Memory, pfn: int) -> bool:
     """Return whether the page is a tail of a compound page (`compound_head` bit 0)."""
-    return (mem.mem_map[pfn].compound_head & 1) != 0
+    return (mem.compound_head[pfn] & 1) != 0
 
 
 @inline
 def compound_head(mem: Memory, pfn: int) -> int:
     """Return the head of the folio that `pfn` belongs to, which may be `pfn` itself."""
-    head = mem.mem_map[pfn].compound_head
+    head = mem.compound_head[pfn]
     if head & 1:
         return head >> 1
     return pfn

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from hostzero.jit import inline
 from hostzero.mm.buddy import FPI_SKIP_REPORT_NOTIFY, FPI_TO_TAIL, __free_one_page, del_page_from_free_list
-from hostzero.mm.fallback import ALLOC_CMA
+from hostzero.mm.fallback import ALLOC_CMA, __move_freepages_block, block_within_zone
 from hostzero.mm.mmzone import (
     MIGRATE_ISOLATE,
     MIGRATE_MOVABLE,
@@ -42,8 +42,14 @@ def __isolate_free_page(mem: Memory, pfn: int, order: int) -> bool:
     __ClearPageZeroed(mem, pfn)
     if order >= PAGEBLOCK_ORDER - 1:
         # Half a pageblock or more is free: the block becomes movable, if it may merge at all.
+        # What else is free in it moves along: a list holds blocks of its own type only.
         for page in range(pfn, pfn + (1 << order), PAGEBLOCK_NR_PAGES):
-            if migratetype_is_mergeable(get_pageblock_migratetype(mem, page)):
+            old = get_pageblock_migratetype(mem, page)
+            if old == MIGRATE_MOVABLE or not migratetype_is_mergeable(old):
+                continue
+            if block_within_zone(mem, zone, page):
+                start = page & ~(PAGEBLOCK_NR_PAGES - 1)
+                __move_freepages_block(mem, zone, start, old, MIGRATE_MOVABLE)
                 set_pageblock_migratetype(mem, page, MIGRATE_MOVABLE)
     return True
 

@@ -45,7 +45,7 @@ def prep_compound_page(mem: Memory, pfn: int, order: int) -> None:
     m[pfn].order = order
     link = (pfn << 1) | 1
     for tail in range(pfn + 1, pfn + (1 << order)):
-        m[tail].compound_head = link
+        mem.compound_head[tail] = link
 
 
 @inline
@@ -96,11 +96,11 @@ def free_tail_pages_prepare(mem: Memory, pfn: int, order: int, check: bool) -> i
     compound = PageHead(mem, pfn)
     for tail in range(pfn + 1, pfn + (1 << order)):
         if compound:
-            if check and m[tail].compound_head != link:
+            if check and mem.compound_head[tail] != link:
                 bad_page(mem, tail)
                 bad += 1
                 continue
-            m[tail].compound_head = 0
+            mem.compound_head[tail] = 0
         if check and page_is_bad(mem, tail, PAGE_FLAGS_CHECK_AT_FREE):
             bad_page(mem, tail)
             bad += 1

@@ -95,7 +95,7 @@ def _check_block(mem: Memory, seen: object, pfn: int, order: int, free_type: int
             return STILL_OWNED
         if m[page]._refcount != 0 or m[page]._mapcount != -1 or m[page].mapping != 0:
             return STILL_OWNED
-        if m[page].compound_head != 0 or (page != pfn and m[page].page_type != PGTY_none):
+        if mem.compound_head[page] != 0 or (page != pfn and m[page].page_type != PGTY_none):
             return STILL_OWNED
     if contents and PageZeroed(mem, pfn) and first_word_not(mem, pfn, 1 << order, 0) >= 0:
         return FALSE_ZERO
@@ -228,7 +228,7 @@ def _check_unlisted(mem: Memory, seen: object) -> int:
         mem.vm[0].bug_pfn = pfn
         if m[pfn].page_type == PGTY_buddy:
             return UNLISTED
-        if m[pfn]._refcount == 0 and m[pfn].compound_head == 0 and PageZeroed(mem, pfn):
+        if m[pfn]._refcount == 0 and mem.compound_head[pfn] == 0 and PageZeroed(mem, pfn):
             return UNLISTED
     return NO_PROBLEM
 
