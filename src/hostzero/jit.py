@@ -50,7 +50,9 @@ def _sources() -> list[Path]:
 
 
 def _digest() -> str:
-    digest = hashlib.sha256(f"{numba.__version__} {sys.version}".encode())
+    # Code with bounds checks must not be taken for code without (CONTRIBUTING.md).
+    flags = f"{numba.config.BOUNDSCHECK} {numba.config.OPT}"
+    digest = hashlib.sha256(f"{numba.__version__} {sys.version} {flags}".encode())
     for source in _sources():
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
     return digest.hexdigest()[:16]
