@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 _FULL = BenchOptions()
 _QUICK = quick_options()
 _STDOUT = Path("-")
-_NOT_WITH_ALLOCATOR = ("scenarios", "memory", "size", "seed", "backing", "plot")
+_NOT_WITH_ALLOCATOR = ("scenarios", "memory", "size", "seed", "backing", "plot", "markdown")
 
 
 @click.command(name="bench")
@@ -67,8 +68,17 @@ _NOT_WITH_ALLOCATOR = ("scenarios", "memory", "size", "seed", "backing", "plot")
     type=click.Path(path_type=Path),
     help=f"Draw the results into a file ({', '.join(PLOT_SUFFIXES)}).",
 )
+@click.option("--markdown", type=click.Path(path_type=Path), help="Write a summary, as the README has it.")
 @click.option("--allocator", is_flag=True, help="Measure the allocator alone, in nanoseconds per page.")
-def command(*, quick: bool, json_path: Path | None, plot: Path | None, allocator: bool, **given: Any) -> None:
+def command(
+    *,
+    quick: bool,
+    json_path: Path | None,
+    plot: Path | None,
+    markdown: Path | None,
+    allocator: bool,
+    **given: Any,
+) -> None:
     """Measure what known-zero pages save, and what it leaves out.
 
     Four arms run interleaved: memory never given to the host, given and zeroed twice (baseline),
@@ -77,7 +87,8 @@ def command(*, quick: bool, json_path: Path | None, plot: Path | None, allocator
     """
     given = {name: value for name, value in given.items() if value not in {None, ()}}
     if allocator:
-        clash = [name for name in _NOT_WITH_ALLOCATOR if name in given or (name == "plot" and plot)]
+        files = {"plot": plot, "markdown": markdown}
+        clash = [name for name in _NOT_WITH_ALLOCATOR if name in given or files.get(name)]
         if clash:
             names = ", ".join(f"--{'scenario' if name == 'scenarios' else name}" for name in clash)
             raise UsageError(f"--allocator measures the allocator alone: leave out {names}")
@@ -86,10 +97,12 @@ def command(*, quick: bool, json_path: Path | None, plot: Path | None, allocator
         check_output("--json", json_path)
     if plot is not None:
         check_plot(plot)
+    if markdown is not None:
+        check_output("--markdown", markdown)
     if allocator:
         _run_allocator(options.repetitions, json_path)
     else:
-        _run_scenarios(options, json_path, plot)
+        _run_scenarios(options, json_path, plot, markdown)
 
 
 def _options(quick: bool, given: Mapping[str, Any]) -> BenchOptions:
@@ -105,10 +118,14 @@ def _options(quick: bool, given: Mapping[str, Any]) -> BenchOptions:
     return options
 
 
-def _run_scenarios(options: BenchOptions, json_path: Path | None, plot: Path | None) -> None:
+def _run_scenarios(
+    options: BenchOptions, json_path: Path | None, plot: Path | None, markdown: Path | None
+) -> None:
     from hostzero.bench.host import available_memory
 
     options.validate_on(available_memory())
+    from hostzero.bench.document import write_atomically
+    from hostzero.bench.markdown import to_markdown
     from hostzero.bench.plot import write_plot
     from hostzero.bench.progress import open_progress
     from hostzero.bench.run import run_bench
@@ -119,6 +136,9 @@ def _run_scenarios(options: BenchOptions, json_path: Path | None, plot: Path | N
     # Files first: a reader of the tables may go away, as `| head` does.
     if plot is not None:
         write_plot(results, plot)
+    if markdown is not None:
+        today = dt.date.today().isoformat()
+        write_atomically(markdown, to_markdown(results, today).encode())
     _output(results.to_document(), json_path, lambda console: print_results(results, console))
 
 
