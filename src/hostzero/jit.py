@@ -36,6 +36,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+import llvmlite.binding as llvm
 import numba
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -46,12 +47,14 @@ _READY: Final = "ready"
 
 def _sources() -> list[Path]:
     here = Path(__file__)
-    return [here, *sorted((here.parent / "mm").glob("*.py"))]
+    # units.py: its constants are compiled in. No other room holds compiled code.
+    return [here, here.with_name("units.py"), *sorted((here.parent / "mm").glob("*.py"))]
 
 
 def _digest() -> str:
     # Code with bounds checks must not be taken for code without (CONTRIBUTING.md).
-    flags = f"{numba.config.BOUNDSCHECK} {numba.config.OPT}"
+    # A home that several machines share must not look warm to another processor.
+    flags = f"{numba.config.BOUNDSCHECK} {numba.config.OPT} {llvm.get_host_cpu_name()}"
     digest = hashlib.sha256(f"{numba.__version__} {sys.version} {flags}".encode())
     for source in _sources():
         digest.update(source.name.encode() + b"\0" + source.read_bytes())

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, Self
 from hostzero.clock import Clock
 from hostzero.device import BalloonDevice, DeviceConfig
 from hostzero.driver import VirtioBalloon
+from hostzero.errors import UsageError
 from hostzero.mm import MemoryManager, MmConfig, Process
 from hostzero.ram import GuestMemory, Ram, open_ram
 from hostzero.units import PAGE_SHIFT, parse_size
@@ -44,7 +45,7 @@ class Machine:
 
     >>> from hostzero import Machine
     >>> from hostzero.mm.mmap import MADV_POPULATE_WRITE
-    >>> with Machine(memory="64M") as machine, machine.spawn() as process:
+    >>> with Machine(memory="128M") as machine, machine.spawn() as process:
     ...     address = process.mmap(4 << 20)
     ...     process.fill(address, 4 << 20, 0xAA)
     ...     process.munmap(address, 4 << 20)
@@ -85,10 +86,12 @@ class Machine:
                 `backing` are its own then, and it stays open when the machine closes.
 
         Raises:
-            UsageError: sizes or options do not fit.
+            UsageError: sizes or options do not fit, or both `device` and `features` are given.
             BackingUnavailable: this host lacks the backing, or enough of it.
             DriverError, NegotiationError: driver and device cannot work together.
         """
+        if device is not None and features is not None:
+            raise UsageError("give the device or its features, not both: a device has features of its own")
         self._own_ram = ram is None
         size = parse_size(memory) if isinstance(memory, str) else memory
         self.ram = open_ram(size, backing) if ram is None else ram
@@ -102,8 +105,7 @@ class Machine:
             self.driver = VirtioBalloon(self.mm, self.memory, self.device)
             self.driver.probe()
         except BaseException:
-            if self._own_ram:
-                self.ram.close()
+            self._give_back()
             raise
 
     def __enter__(self) -> Self:
@@ -117,10 +119,17 @@ class Machine:
         self.close()
 
     def close(self) -> None:
-        """Give the memory back to the host; the machine cannot be used after."""
+        """Give the memory back to the host; the machine cannot be used after, but closed again."""
         self.device.reset()
-        if self._own_ram:
-            self.ram.close()
+        self._give_back()
+
+    def _give_back(self) -> None:
+        if not self._own_ram or self.ram.closed:
+            return
+        # Guest, driver and device refer to each other, and their arrays keep the mapping until
+        # the garbage collector looks; the memory under it need not wait for that.
+        self.ram.discard(0, self.ram.size)
+        self.ram.close()
 
     def spawn(self, *, cpu: int = 0) -> Process:
         """Return a new guest process."""

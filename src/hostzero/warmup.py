@@ -23,7 +23,7 @@ from hostzero.mm.verify import verify_memory
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_MEMORY = 64 << 20
+_MEMORY = 128 << 20  # with 64 MiB or less nothing is reported, and so that part not compiled
 _SIZE = 8 << 20
 
 

@@ -57,6 +57,14 @@ def test_backings_are_those_of_the_ram() -> None:
             "--size 1538M: more than three quarters of --memory 2G; at most 1536M fits",
         ),
         ({"memory": 2 * MIB, "size": 2 * MIB}, "--memory 2M; at most 0 fits"),
+        (
+            {"memory": 70 * MIB, "size": 2 * MIB},
+            "--memory 70M: a guest under 72M reports no free pages; give it more",
+        ),
+        (
+            {"memory": 64 * MIB, "size": 46 * MIB, "scenarios": (Scenario.BALLOON,)},
+            "--size 46M: with 16M beside it, too large a balloon for --memory 64M",
+        ),
         ({"repetitions": 0}, "--repetitions 0: must be from 1 to 10000"),
         ({"repetitions": 10_001}, "--repetitions 10001: must be from 1 to 10000"),
         ({"seed": -1}, "--seed -1: must not be below zero"),
@@ -73,6 +81,12 @@ def test_three_quarters_of_memory_is_the_most_and_is_allowed() -> None:
     options = BenchOptions(size=largest_size(2 * GIB))
     assert options.size == 1536 * MIB
     options.validate()
+
+
+def test_the_smallest_guests_are_allowed() -> None:
+    """Where reporting begins, and where a balloon just leaves the reserve."""
+    BenchOptions(memory=72 * MIB, size=54 * MIB, scenarios=(Scenario.THP, Scenario.SMALL_PAGES)).validate()
+    BenchOptions(memory=64 * MIB, size=44 * MIB, scenarios=(Scenario.BALLOON,)).validate()
 
 
 def test_the_largest_size_is_a_whole_number_of_huge_pages() -> None:

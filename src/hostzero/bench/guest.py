@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """One guest of the benchmark, from boot to the moment before a phase begins.
 
-Every repetition boots a fresh guest on the same host memory, so that no arm inherits
-another's free lists. The host memory is emptied first and then written by the guest: it
-begins resident, dirty and on huge pages alike for every arm, whatever ran before.
+Every repetition boots a fresh guest on emptied host memory, so that no arm inherits another's
+free lists or page sizes. The guest first writes all of its memory but a sixteenth: every
+arm begins with memory that is resident, dirty and free.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Final, Self
 
 from hostzero.bench.arms import features, gives_memory_away
 from hostzero.bench.names import Arm, Scenario
+from hostzero.bench.options import BALLOON_MARGIN, RESERVE_SHARE
+from hostzero.errors import OutOfMemory
 from hostzero.machine import Machine
 from hostzero.mm import MmConfig
 from hostzero.mm.mmap import MADV_NOHUGEPAGE, MADV_POPULATE_WRITE, MAP_UNINITIALIZED
@@ -24,11 +26,6 @@ if TYPE_CHECKING:
 
 DIRT: Final = 0xAA
 """What the guest's memory holds before it is freed: a page that is not zeroed shows."""
-
-_RESERVE_SHARE: Final = 16
-# One part in sixteen of the guest stays unwritten: page tables, rings, watermarks.
-_BALLOON_MARGIN: Final = 16 << 20
-# The balloon is this much larger than what is populated, since page tables come from it too.
 
 
 class PreparedGuest:
@@ -52,7 +49,7 @@ class PreparedGuest:
         self.scenario, self.arm, self._size = scenario, arm, size
         # The kernel's debug assertions cost what no production kernel pays: off, in every arm.
         self.machine = Machine(ram=ram, features=features(scenario, arm), mm=MmConfig(debug_vm=False))
-        self._dirty(ram.size - ram.size // _RESERVE_SHARE)
+        self._dirty(ram.size - ram.size // RESERVE_SHARE)
         self._process = self.machine.spawn()
         before = ram.resident()
         self.give_away()
@@ -73,7 +70,10 @@ class PreparedGuest:
         if not gives_memory_away(self.arm):
             return
         if self.scenario is Scenario.BALLOON:
-            self.machine.balloon(self._size + _BALLOON_MARGIN)
+            wanted = self._size + BALLOON_MARGIN
+            got = self.machine.balloon(wanted)
+            if got < wanted:
+                raise OutOfMemory(f"the balloon holds {got >> 20} MiB of {wanted >> 20}: give the guest more")
             self.machine.balloon(0)
         else:
             self.machine.flush()

@@ -70,6 +70,10 @@ PHASE_CAVEATS: Final = {
 
 GENERAL_CAVEATS: Final = (
     (
+        "balloon: a request names 256 pages, so the device drops half of a host huge page at a time; the "
+        "host splits it and serves 4 KiB faults from then on, in every arm but never-reported."
+    ),
+    (
         "The guest is a model in this process: its page tables are real words in its memory, but it has no "
         "hardware page fault of its own. A real guest pays that in every arm, so its ratios lie nearer to 1."
     ),

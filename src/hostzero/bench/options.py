@@ -22,6 +22,16 @@ BACKINGS: Final = ("anonymous", "memfd", "tmpfs-huge", "hugetlb")
 PLOT_SUFFIXES: Final = (".png", ".svg")
 MAX_REPETITIONS: Final = 10_000
 
+RESERVE_SHARE: Final = 16
+"""One part in so many of the guest stays unwritten: page tables, rings, watermarks."""
+
+BALLOON_MARGIN: Final = 16 << 20
+"""The balloon is this much larger than what is populated, since page tables come from it too."""
+
+LEAST_TO_REPORT: Final = 72 << 20
+"""Reporting begins once 64 MiB, a batch of 32 huge pages, are free above the watermark and the
+per-CPU lists; a smaller guest would be measured with nothing reported in any arm."""
+
 _HOST_RESERVE: Final = 256 << 20
 # What stays free on the host beside guest memory: the interpreter, mem_map, and some air.
 
@@ -61,12 +71,27 @@ class BenchOptions:
                 f"--size {format_size(self.size)}: more than three quarters of --memory "
                 f"{format_size(self.memory)}; at most {format_size(largest_size(self.memory))} fits"
             )
+        for scenario in self.scenarios:
+            self._validate_room(scenario)
         if not 1 <= self.repetitions <= MAX_REPETITIONS:
             raise UsageError(f"--repetitions {self.repetitions}: must be from 1 to {MAX_REPETITIONS}")
         if self.seed < 0:
             raise UsageError(f"--seed {self.seed}: must not be below zero")
         if self.backing not in BACKINGS:
             raise UsageError(f"--backing {self.backing}: unknown; there are {', '.join(BACKINGS)}")
+
+    def _validate_room(self, scenario: Scenario) -> None:
+        if scenario is not Scenario.BALLOON:
+            if self.memory < LEAST_TO_REPORT:
+                raise UsageError(
+                    f"--memory {format_size(self.memory)}: a guest under {format_size(LEAST_TO_REPORT)} "
+                    f"reports no free pages; give it more, or run only --scenario {Scenario.BALLOON}"
+                )
+        elif self.size + BALLOON_MARGIN > self.memory - self.memory // RESERVE_SHARE:
+            raise UsageError(
+                f"--size {format_size(self.size)}: with {format_size(BALLOON_MARGIN)} beside it, too large "
+                f"a balloon for --memory {format_size(self.memory)}"
+            )
 
     def validate_on(self, available: int) -> None:
         """Check that the guest's memory fits into `available` bytes of this host.

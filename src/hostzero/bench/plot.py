@@ -95,8 +95,8 @@ def _draw_scenario(time_axes: Axes, byte_axes: Axes, scenario: Scenario, series:
     runs = max(len(one) for one in series)
     time_axes.set_title(f"{scenario}: {SCENARIO_TITLES[scenario]}", loc="left", fontsize=11)
     time_axes.set_ylabel(f"task-clock, ms\n(median, quartiles, n={runs})")
-    unmeasured = any(one.host_faulted_bytes is None for one in series)
-    note = " (the host's part was not measured)" if unmeasured else ""
+    unmeasured = [phase for phase in phases if any(_lacks_host_part(one, phase) for one in series)]
+    note = f" (host's part not measured: {', '.join(unmeasured)})" if unmeasured else ""
     byte_axes.set_title(f"who zeroed, in the same phase{note}", loc="left", fontsize=11)
     byte_axes.set_ylabel("MiB (median)")
     for axes in (time_axes, byte_axes):
@@ -106,6 +106,10 @@ def _draw_scenario(time_axes: Axes, byte_axes: Axes, scenario: Scenario, series:
         axes.grid(axis="y", color="#dddddd", linewidth=0.6)
         axes.margins(y=0.14)
         axes.set_ylim(bottom=0)
+
+
+def _lacks_host_part(series: Series, phase: Phase) -> bool:
+    return series.phase == phase and series.host_faulted_bytes is None
 
 
 def _draw_times(axes: Axes, arm: Arm, cells: Sequence[tuple[float, Series]], width: float) -> None:

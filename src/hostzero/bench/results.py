@@ -218,8 +218,8 @@ class AllocatorResults:
         }
 
     def to_document(self) -> dict[str, Any]:
-        """Return the JSON document of ``--allocator``: version, host and one list per column."""
-        return {"version": VERSION, "host": dict(self.host), "allocator": self.columns()}
+        """Return the JSON document of ``--allocator``: one list per column, version and host beside."""
+        return {"version": VERSION, "host": dict(self.host), **self.columns()}
 
 
 def _extended(values: list[int] | None, value: int | None) -> list[int] | None:

@@ -16,7 +16,9 @@ byte. (Reading faults in what the host dropped, so a measured repetition cannot 
 
 from __future__ import annotations
 
+import gc
 import random
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from hostzero import warmup
@@ -30,11 +32,10 @@ from hostzero.errors import VmBug
 from hostzero.ram import open_ram
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from hostzero.bench.options import BenchOptions
     from hostzero.bench.progress import Progress
-    from hostzero.ram import Ram
 
 CHURN_CYCLES: Final = 3
 
@@ -49,10 +50,10 @@ def run_bench(options: BenchOptions, progress: Progress) -> Results:
         VmBug: populated memory that should be zero is not.
     """
     warmup.warm_up(progress.scenario, progress.step)
-    with Counters() as counters, open_ram(options.memory, options.backing) as ram:
+    with Counters() as counters:
         results = Results(host=describe_host(hardware_counters=counters.hardware), config=options.to_config())
         for scenario in options.scenarios:
-            _Scenario(scenario, options, ram, counters, results, progress).run()
+            _Scenario(scenario, options, counters, results, progress).run()
     return results
 
 
@@ -63,14 +64,12 @@ class _Scenario:
         self,
         scenario: Scenario,
         options: BenchOptions,
-        ram: Ram,
         counters: Counters,
         results: Results,
         progress: Progress,
     ) -> None:
         self._scenario = scenario
         self._options = options
-        self._ram = ram
         self._counters = counters
         self._results = results
         self._progress = progress
@@ -91,18 +90,33 @@ class _Scenario:
                     measure(arm)
                     self._progress.step(f"{arm}, {guest}, {repetition} of {repetitions}")
 
-    def _guest(self, arm: Arm) -> PreparedGuest:
-        return PreparedGuest(self._ram, self._scenario, arm, self._options.size)
+    @contextmanager
+    def _guest(self, arm: Arm) -> Iterator[PreparedGuest]:
+        # Host memory of its own for each guest: whether a discard gives page tables back, and so
+        # whether huge pages return, depends on the host's kernel (6.14, CONFIG_PT_RECLAIM).
+        try:
+            with (
+                open_ram(self._options.memory, self._options.backing) as ram,
+                PreparedGuest(ram, self._scenario, arm, self._options.size) as guest,
+            ):
+                yield guest
+        finally:
+            # Guest, driver and device refer to each other; their arrays should not pile up.
+            gc.collect()
 
     def _check(self, arm: Arm) -> None:
+        # Also the first use of everything that is measured later: compiled code is loaded
+        # from the disk at its first call, which must not fall into a measured stretch.
         with self._guest(arm) as guest:
             address = guest.map()
             guest.populate(address)
-            if arm is Arm.NO_ZEROING:
-                return
-            found = guest.first_nonzero(address)
+            found = None if arm is Arm.NO_ZEROING else guest.first_nonzero(address)
             if found is not None:
                 raise VmBug(f"{self._scenario}/{arm}: address {found:#x} does not read as zero")
+            guest.touch(address)
+            guest.fill(address)
+            guest.unmap(address)
+            guest.give_away()
 
     def _touch(self, arm: Arm) -> None:
         with self._guest(arm) as guest:
@@ -134,7 +148,7 @@ class _Scenario:
     def _measure(
         self, guest: PreparedGuest, work: Callable[[], None], *, residency: bool = True
     ) -> tuple[Sample, PageCounts]:
-        ram, mm = self._ram, guest.machine.mm
+        ram, mm = guest.machine.ram, guest.machine.mm
         resident = ram.resident() if residency else 0
         before = mm.vm_stats()
         with self._counters.measure() as stretch:

@@ -80,6 +80,8 @@ def account_freepages(mem: Memory, zone: int, nr_pages: int, migratetype: int) -
     mem.zone[zone].nr_free_pages += nr_pages
     if migratetype == MIGRATE_CMA:
         mem.zone[zone].nr_free_cma += nr_pages
+    elif migratetype == MIGRATE_HIGHATOMIC:
+        mem.zone[zone].nr_free_highatomic += nr_pages
 
 
 @inline

@@ -21,6 +21,7 @@ from hostzero.mm.balloon import BalloonPages
 from hostzero.mm.debug import describe_bug
 from hostzero.mm.gfp import (
     GFP_KERNEL,
+    GFP_MOVABLE_MASK,
     GFP_NORETRY,
     GFP_RETRY_MAYFAIL,
     GFP_THISNODE,
@@ -41,7 +42,7 @@ from hostzero.mm.mmzone import (
 from hostzero.mm.page_alloc import __free_pages as _free_pages  # a class body would mangle the name
 from hostzero.mm.page_reporting import PageReporting
 from hostzero.mm.pcplist import drain_all_pages
-from hostzero.mm.verify import forget_zero_claims
+from hostzero.mm.snapshot import forget_zero_claims
 from hostzero.units import PAGE_SHIFT, Pfn
 
 if TYPE_CHECKING:
@@ -192,8 +193,7 @@ class MemoryManager:
                 retry, nor for orders above PAGE_ALLOC_COSTLY_ORDER.
             UsageError: the order is not between 0 and MAX_PAGE_ORDER.
         """
-        if not 0 <= order <= MAX_PAGE_ORDER:
-            raise UsageError(f"order {order} is not between 0 and {MAX_PAGE_ORDER}")
+        self._check_request(gfp, order, cpu, node)
         while True:
             pfn = int(page_alloc.alloc_pages(self.mem, gfp, order, USER_ADDR_NONE, node, cpu))
             if pfn != NO_PAGE:
@@ -207,13 +207,14 @@ class MemoryManager:
     @_explains_bugs
     def alloc_pages_bulk(self, gfp: int, count: int, *, order: int = 0, cpu: int = 0) -> NDArray[np.int64]:
         """Allocate up to `count` blocks; the array returned may be shorter (kernel: same name)."""
+        self._check_request(gfp, order, cpu)
         pfns = np.empty(count, dtype=np.int64)
         return pfns[: int(page_alloc.alloc_pages_bulk(self.mem, gfp, order, 0, cpu, pfns))]
 
     @_explains_bugs
     def free_pages(self, pfn: Pfn, order: int = 0, *, cpu: int = 0) -> bool:
         """Drop a reference; return whether the block was freed (kernel: `__free_pages`)."""
-        return bool(_free_pages(self.mem, self._valid(pfn), order, cpu))
+        return bool(_free_pages(self.mem, self._valid(pfn, cpu, order), order, cpu))
 
     @_explains_bugs
     def free_pages_bulk(self, pfns: NDArray[np.int64], order: int = 0, *, cpu: int = 0) -> None:
@@ -223,14 +224,14 @@ class MemoryManager:
     @_explains_bugs
     def put_page_zeroed(self, pfn: Pfn, *, cpu: int = 0) -> bool:
         """Drop a reference to a page known to be zero; return whether it was freed (patch 35)."""
-        return bool(page_alloc.put_page_zeroed(self.mem, self._valid(pfn), cpu))
+        return bool(page_alloc.put_page_zeroed(self.mem, self._valid(pfn, cpu), cpu))
 
     folio_put_zeroed = put_page_zeroed
 
     @_explains_bugs
     def free_frozen_pages_zeroed(self, pfn: Pfn, order: int = 0, *, cpu: int = 0) -> None:
         """Free a block without references that is known to be zero (patch 33)."""
-        page_alloc.free_frozen_pages_zeroed(self.mem, self._valid(pfn), order, cpu)
+        page_alloc.free_frozen_pages_zeroed(self.mem, self._valid(pfn, cpu, order), order, cpu)
 
     @_explains_bugs
     def drain_all_pages(self) -> None:
@@ -239,17 +240,16 @@ class MemoryManager:
 
     def spawn(self, *, cpu: int = 0, node: int = 0) -> Process:
         """Return a new process."""
-        if not 0 <= cpu < self.config.nr_cpus:
-            raise UsageError(f"there is no CPU {cpu}: the guest has {self.config.nr_cpus}")
+        self._check_place(cpu, node)
         mm_id, self._next_mm_id = self._next_mm_id, self._next_mm_id + 1
         return Process(self, mm_id, cpu=cpu, node=node)
 
     def forget_zero_claims(self) -> int:
-        """Drop every known-zero mark; return how many blocks had one.
+        """Drop every known-zero mark, clear or poison every free page; return how many had a mark.
 
-        A guest restored from hibernation must call this: the image does not hold the
-        contents of free pages, so what was known of them before is not true after. The
-        series does not handle this; here it is the driver's restore that calls it.
+        A guest restored from hibernation must call this before it allocates anything: the
+        image does not hold the contents of free pages (see `snapshot`). The driver's
+        `restore` does.
         """
         return int(forget_zero_claims(self.mem))
 
@@ -307,9 +307,26 @@ class MemoryManager:
         """Recompute the watermarks after the managed pages changed (kernel: same name)."""
         setup_per_zone_wmarks(self.mem)
 
-    def _valid(self, pfn: Pfn) -> int:
-        if not 0 <= pfn < self.nr_pages:
-            raise UsageError(f"there is no page {pfn:#x}: the guest has {self.nr_pages:#x}")
+    def _check_request(self, gfp: int, order: int, cpu: int, node: int = 0) -> None:
+        # Compiled code indexes with these and checks nothing.
+        if not 0 <= order <= MAX_PAGE_ORDER:
+            raise UsageError(f"order {order} is not between 0 and {MAX_PAGE_ORDER}")
+        if gfp & GFP_MOVABLE_MASK == GFP_MOVABLE_MASK:
+            raise UsageError(f"gfp {gfp:#x} asks for movable and reclaimable pages at once")
+        self._check_place(cpu, node)
+
+    def _check_place(self, cpu: int, node: int = 0) -> None:
+        if not 0 <= cpu < self.config.nr_cpus:
+            raise UsageError(f"there is no CPU {cpu}: the guest has {self.config.nr_cpus}")
+        if not 0 <= node < len(self.mem.zonelists):
+            raise UsageError(f"there is no node {node}: the guest has {len(self.mem.zonelists)}")
+
+    def _valid(self, pfn: Pfn, cpu: int, order: int = 0) -> int:
+        self._check_place(cpu)
+        if not 0 <= order <= MAX_PAGE_ORDER:
+            raise UsageError(f"order {order} is not between 0 and {MAX_PAGE_ORDER}")
+        if not 0 <= pfn <= self.nr_pages - (1 << order):
+            raise UsageError(f"there is no page {pfn:#x} of order {order}: the guest has {self.nr_pages:#x}")
         return pfn
 
 

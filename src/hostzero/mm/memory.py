@@ -142,13 +142,17 @@ def populate_range(mem: Memory, vma: object, start: int, end: int, write: bool, 
 
 
 @compiled
-def touch_range(mem: Memory, pgd: int, start: int, end: int) -> None:
-    """Write one byte to each page of `[start, end)`, which must be mapped writable."""
+def touch_range(mem: Memory, pgd: int, bytes_: object, start: int, end: int) -> None:
+    """Write one byte to each page of `[start, end)`, which must be mapped writable.
+
+    `bytes_` is guest RAM as bytes: a byte written through a word would read the page
+    first, and the host would serve two faults where a program has one.
+    """
     addr = start
     while addr < end:
         pfn, count = follow_page(mem, pmd_offset(mem, pgd, addr), addr, True)
         for page in range(pfn, pfn + min(count, (end - addr) >> PAGE_SHIFT)):
-            mem.ram[page * WORDS_PER_PAGE] = 1
+            bytes_[page << PAGE_SHIFT] = 1  # type: ignore[index]
         addr += count << PAGE_SHIFT
 
 

@@ -65,8 +65,10 @@ class Process:
         self._mm_id = mm_id
         self._vmas: list[Any] = []
         self._pgd: int = alloc_table(self._mem, node, cpu)
-        if self._pgd == NO_PAGE:
-            raise OutOfMemory("no page for the process's page table")
+        while self._pgd == NO_PAGE:
+            if not mm.out_of_memory():
+                raise OutOfMemory("no page for the process's page table")
+            self._pgd = alloc_table(self._mem, node, cpu)
 
     def __enter__(self) -> Self:
         """Return the process itself."""
@@ -91,8 +93,8 @@ class Process:
         """Unmap everything and free the page tables; further calls raise `MmError`."""
         if self._pgd == NO_PAGE:
             return
-        for vma in list(self._vmas):
-            self.munmap(int(vma[0].vm_start), int(vma[0].vm_end - vma[0].vm_start))
+        for start, end in self._stretches(0, TASK_SIZE):
+            self.munmap(start, end - start)
         free_table(self._mem, self._pgd, self._cpu)
         self._pgd = NO_PAGE
 
@@ -136,10 +138,14 @@ class Process:
             OutOfMemory: a huge page had to be split and there was no page for its table.
         """
         start, end = self._range(addr, length, "munmap")
-        for vma in self._split_to(start, end):
-            self._zap(vma, int(vma[0].vm_start), int(vma[0].vm_end))
-            self._vmas = [other for other in self._vmas if other is not vma]
-        free_empty_tables(self._mem, self._pgd, start, end, self._cpu)
+        self._split_to(start, end)
+        try:
+            for low, high in self._stretches(start, end):
+                self._zap(low, high)
+                self._vmas = [vma for vma in self._vmas if not low <= vma[0].vm_start < high]
+        finally:
+            # Also when a later stretch failed: nothing would look at this part again.
+            free_empty_tables(self._mem, self._pgd, start, end, self._cpu)
 
     def madvise(self, addr: int, length: int, advice: int) -> None:
         """Advise on `[addr, addr + length)` as Linux's call of the same name.
@@ -153,6 +159,8 @@ class Process:
             OutOfMemory: -ENOMEM from a populate.
         """
         start, end = self._range(addr, length, "madvise")
+        if advice not in (MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_POPULATE_WRITE, MADV_DONTNEED):
+            raise MmError(f"madvise: -EINVAL: unknown advice {advice}")
         self._require_mapped(start, end)
         if advice in (MADV_HUGEPAGE, MADV_NOHUGEPAGE):
             gained, lost = (
@@ -162,18 +170,15 @@ class Process:
                 vma[0].vm_flags = (vma[0].vm_flags & ~lost) | gained
         elif advice == MADV_POPULATE_WRITE:
             self._populate(start, end, write=True)
-        elif advice == MADV_DONTNEED:
-            for vma, low, high in self._pieces(start, end):
-                self._zap(vma, low, high)
         else:
-            raise MmError(f"madvise: -EINVAL: unknown advice {advice}")
+            self._zap(start, end)
 
     def touch(self, addr: int, length: int) -> None:
         """Write one byte to each page of a range of whole pages."""
         start, end = self._range(addr, length, "touch")
         self._require_mapped(start, end)
         self._populate(start, end, write=True)
-        touch_range(self._mem, self._pgd, start, end)
+        touch_range(self._mem, self._pgd, self._mm.ram_bytes, start, end)
 
     def fill(self, addr: int, length: int, byte: int) -> None:
         """Write `byte` to a range of whole pages."""
@@ -240,6 +245,16 @@ class Process:
             if low < high:
                 yield vma, low, high
 
+    def _stretches(self, start: int, end: int) -> list[tuple[int, int]]:
+        # Neighbouring mappings as one: a huge page under two of them that goes whole is
+        # not split first, which takes a page that may not be there.
+        stretches: list[tuple[int, int]] = []
+        for _, low, high in self._pieces(start, end):
+            if stretches and stretches[-1][1] == low:
+                low = stretches.pop()[0]
+            stretches.append((low, high))
+        return stretches
+
     def _require_mapped(self, start: int, end: int) -> None:
         at = start
         for _, low, high in self._pieces(start, end):
@@ -271,9 +286,10 @@ class Process:
         self._vmas.append(other)
         self._vmas.sort(key=lambda entry: int(entry[0].vm_start))
 
-    def _zap(self, vma: Any, start: int, end: int) -> None:
-        if not zap_page_range(self._mem, self._pgd, start, end, self._node, self._cpu):
-            raise OutOfMemory("no page for the table that splitting a huge page needs")
+    def _zap(self, start: int, end: int) -> None:
+        while not zap_page_range(self._mem, self._pgd, start, end, self._node, self._cpu):
+            if not self._mm.out_of_memory():
+                raise OutOfMemory("no page for the table that splitting a huge page needs")
 
     def _populate(self, start: int, end: int, *, write: bool) -> None:
         for vma, low, high in list(self._pieces(start, end)):

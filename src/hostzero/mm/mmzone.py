@@ -77,6 +77,7 @@ ZONE_DTYPE: Final = np.dtype(
         ("nr_free_pages", np.int64),
         ("nr_free_cma", np.int64),
         ("nr_reserved_highatomic", np.int64),
+        ("nr_free_highatomic", np.int64),
         ("pcp_batch", np.int64),
         ("pcp_high", np.int64),
         ("nr_free", np.int64, (NR_PAGE_ORDERS,)),  # blocks by order, all migrate types

@@ -88,7 +88,7 @@ def __zone_watermark_ok(
     z = mem.zone[zone]
     free_pages = z.nr_free_pages - ((1 << order) - 1)
     if (alloc_flags & ALLOC_RESERVES) == 0:
-        free_pages -= z.nr_reserved_highatomic
+        free_pages -= z.nr_free_highatomic
     if (alloc_flags & ALLOC_CMA) == 0:
         free_pages -= z.nr_free_cma
     if (alloc_flags & ALLOC_MIN_RESERVE) != 0:
@@ -229,7 +229,7 @@ def __alloc_frozen_pages(mem: Memory, gfp: int, order: int, user_addr: int, node
     if order == 0 and (gfp & (__GFP_DMA32 | __GFP_THISNODE)) == 0:
         zone = mem.zonelists[node, 0]
         z = mem.zone[zone]
-        spare = z.nr_free_pages - z.nr_free_cma - z.nr_reserved_highatomic
+        spare = z.nr_free_pages - z.nr_free_cma - z.nr_free_highatomic
         if spare > z.watermark_low + z.watermark_boost:
             alloc_flags = ALLOC_WMARK_LOW
             if gfp_migratetype(gfp) == MIGRATE_MOVABLE:

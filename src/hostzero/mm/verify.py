@@ -40,7 +40,6 @@ from hostzero.mm.page_flags import (
     PGTY_buddy,
     PGTY_none,
     PGTY_offline,
-    __ClearPageZeroed,
 )
 from hostzero.mm.pcplist import pindex_to_order
 
@@ -247,19 +246,6 @@ def check_memory(mem: Memory, seen: object, contents: bool) -> int:
     if problem == NO_PROBLEM:
         problem = _check_unlisted(mem, seen)
     return problem
-
-
-@compiled
-def forget_zero_claims(mem: Memory) -> int:
-    """Clear `PG_zeroed` on every free, parked and balloon page; return how many had it."""
-    forgotten = 0
-    m = mem.mem_map
-    for pfn in range(mem.vm[0].nr_pages):
-        unowned = m[pfn]._refcount == 0 or m[pfn].page_type == PGTY_offline
-        if unowned and PageZeroed(mem, pfn):
-            __ClearPageZeroed(mem, pfn)
-            forgotten += 1
-    return forgotten
 
 
 def verify_memory(mem: Memory, *, contents: bool = True) -> None:
