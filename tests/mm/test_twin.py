@@ -106,9 +106,18 @@ class Crowd(NamedTuple):
 
     spacing: int
     kind: str
+    zeroed: bool
 
 
-Operation = Alloc | Free | Write | Own | Discard | Drain | Crowd
+class Cycle(NamedTuple):
+    """A block that is allocated and goes back as known zero, there and then."""
+
+    kind: str
+    order: int
+    cpu: int
+
+
+Operation = Alloc | Free | Write | Own | Discard | Drain | Crowd | Cycle
 
 small_numbers = st.integers(0, 15)
 orders = st.one_of(st.integers(0, 3), st.integers(0, 10))
@@ -122,12 +131,15 @@ operations: st.SearchStrategy[Operation] = st.one_of(
     frees,
     frees,
     discards,
+    st.builds(Cycle, st.sampled_from(["kernel", "user", "reclaimable"]), st.integers(0, 10), cpus),
     st.builds(Write, small_numbers, st.integers(0, 1023), st.integers(0, PAGE_SIZE - 1)),
     st.builds(Own, small_numbers, st.sampled_from(["get", "map", "private"]), st.integers(0, 1023)),
     st.builds(Drain),
 )
-crowds = st.builds(Crowd, st.integers(1, 3), st.sampled_from(["user", "kernel", "reclaimable"]))
-STEPS = 50 if COMPILER_ON else 20
+crowds = st.builds(
+    Crowd, st.integers(1, 3), st.sampled_from(["user", "kernel", "reclaimable"]), st.booleans()
+)
+STEPS = 40 if COMPILER_ON else 20
 sequences = st.tuples(
     st.lists(crowds, max_size=1), st.lists(operations, min_size=STEPS // 2, max_size=STEPS)
 ).map(lambda parts: [*parts[0], *parts[1]])
@@ -196,7 +208,13 @@ class Pair:
             self.mem.mem_map.mapping[crowd] = 1
             self.twin.mapped.update(crowd)
         for pfn in crowd[:: operation.spacing]:
-            assert self.guest.free_pages(Pfn(pfn)) == self.twin.free_pages(self.twin.owned[pfn], 0)
+            self.free_one(self.twin.owned[pfn], "zeroed" if operation.zeroed else "free", 0)
+
+    def cycle(self, operation: Cycle) -> None:
+        before = set(self.twin.owned)
+        self.alloc(Alloc(operation.kind, operation.order, False, False, operation.cpu, 1))
+        for pfn in set(self.twin.owned) - before:
+            self.free_one(self.twin.owned[pfn], "frozen zeroed", operation.cpu)
 
     def alloc(self, operation: Alloc) -> None:
         gfp, request = KINDS[operation.kind]
@@ -229,20 +247,22 @@ class Pair:
 
     def free(self, operation: Free) -> None:
         owned = self.owned(operation.which)
-        if owned is None:
-            return
-        pfn, order, cpu = Pfn(owned.pfn), owned.order, operation.cpu
+        if owned is not None:
+            self.free_one(owned, operation.how, operation.cpu)
+
+    def free_one(self, owned: Owned, how: str, cpu: int) -> None:
+        pfn, order = Pfn(owned.pfn), owned.order
         is_folio = owned.compound or order == 0
-        if operation.how == "zeroed" and is_folio:
+        if how == "zeroed" and is_folio:
             self.zero(owned)
             freed = self.guest.put_page_zeroed(pfn, cpu=cpu)
             assert freed == self.twin.drop(owned, cpu, known_zero=True)
-        elif operation.how == "frozen zeroed" and owned.references == 1:
+        elif how == "frozen zeroed" and owned.references == 1:
             self.zero(owned)
             self.mem.mem_map[pfn]._refcount = 0
             self.guest.free_frozen_pages_zeroed(pfn, order, cpu=cpu)
             assert self.twin.drop(owned, cpu, known_zero=True)
-        elif operation.how == "put" and is_folio:
+        elif how == "put" and is_folio:
             assert bool(put_page(self.mem, pfn, cpu)) == self.twin.drop(owned, cpu)
         else:
             assert self.guest.free_pages(pfn, order, cpu=cpu) == self.twin.free_pages(owned, cpu)
@@ -296,6 +316,8 @@ class Pair:
                 self.discard(operation)
             case Crowd():
                 self.crowd(operation)
+            case Cycle():
+                self.cycle(operation)
             case Drain():
                 self.guest.drain_all_pages()
                 self.twin.drain()

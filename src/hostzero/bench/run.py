@@ -94,15 +94,15 @@ class _Scenario:
     def _guest(self, arm: Arm) -> Iterator[PreparedGuest]:
         # Host memory of its own for each guest: whether a discard gives page tables back, and so
         # whether huge pages return, depends on the host's kernel (6.14, CONFIG_PT_RECLAIM).
-        try:
-            with (
-                open_ram(self._options.memory, self._options.backing) as ram,
-                PreparedGuest(ram, self._scenario, arm, self._options.size) as guest,
-            ):
-                yield guest
-        finally:
-            # Guest, driver and device refer to each other; their arrays should not pile up.
-            gc.collect()
+        # Guest, driver and device refer to each other, and their arrays keep the mapping. Collected
+        # here, where nobody holds the last guest any more, so that there are never two.
+        gc.collect()
+        with open_ram(self._options.memory, self._options.backing) as ram:
+            try:
+                with PreparedGuest(ram, self._scenario, arm, self._options.size) as guest:
+                    yield guest
+            finally:
+                ram.discard(0, ram.size)
 
     def _check(self, arm: Arm) -> None:
         # Also the first use of everything that is measured later: compiled code is loaded

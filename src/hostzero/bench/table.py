@@ -22,6 +22,7 @@ from hostzero.bench.names import (
     GENERAL_CAVEATS,
     PHASE_CAVEATS,
     SCENARIO_TITLES,
+    Arm,
     Phase,
     Scenario,
 )
@@ -197,7 +198,7 @@ def _series_table(series: Iterable[Series], columns: Sequence[Column]) -> Table:
 
 
 def _comparison_table(comparisons: Iterable[Comparison], *, wide: bool) -> Table:
-    extra = ["undisturbed pairs only", "n"] if wide else []
+    extra = ["undisturbed pairs only", "n", "cover letter's"] if wide else []
     table = _table("phase", "arms", "ratio [95 % interval]", "change", "n", *extra)
     table.columns[1].justify = "left"
     before: Phase | None = None
@@ -210,7 +211,7 @@ def _comparison_table(comparisons: Iterable[Comparison], *, wide: bool) -> Table
             ratio_text(one.over_all),
             _change(one.over_all),
             str(one.over_all.n),
-            *([ratio_text(one.undisturbed), str(one.undisturbed.n)] if wide else []),
+            *([ratio_text(one.undisturbed), str(one.undisturbed.n), _letters_change(one)] if wide else []),
         )
         before = one.phase
     return table
@@ -222,6 +223,14 @@ def _ratio(value: float) -> str:
 
 def _change(ratio: PairedRatio) -> str:
     return _NONE if ratio.ratio is None else f"{(ratio.ratio - 1) * 100:+.0f} %"
+
+
+def _letters_change(one: Comparison) -> str:
+    # The letter measured one cell of this table; its figures in full stand below it.
+    measured = (Phase.POPULATE, Arm.OPTIMIZED, Arm.BASELINE)
+    if one.scenario not in FIGURES or (one.phase, one.arm, one.against) != measured:
+        return ""
+    return FIGURES[one.scenario][0].change
 
 
 def _cover_letter_table(scenario: Scenario) -> Table:
