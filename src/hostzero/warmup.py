@@ -28,7 +28,7 @@ _SIZE = 8 << 20
 
 
 def warm_up(begin: Callable[[str, int], None], step: Callable[[str], None]) -> None:
-    """Use every compiled function once, unless that has been done for these sources.
+    """Use once what a run uses, unless that has been done for these sources.
 
     Args:
         begin: called with a title and the number of steps, if there is anything to do.

@@ -311,6 +311,7 @@ def test_a_reserve_takes_the_free_blocks_along_and_gives_them_back(large: Memory
     mem = large.mem
     reserve_highatomic_pageblock(mem, 0, 600, 2)
     assert free_lists(mem)[0, 9, MIGRATE_HIGHATOMIC] == [512]
+    assert int(mem.zone[0].nr_free_highatomic) == PAGEBLOCK_NR_PAGES
     verify(large)
     assert unreserve_highatomic_pageblock(mem, 0, U)
     assert type_of(large, 512) == U

@@ -12,6 +12,7 @@ from hostzero.clock import Clock
 from hostzero.errors import OutOfMemory, UsageError, VmBug
 from hostzero.mm import MemoryManager, MmConfig, ZoneSpec
 from hostzero.mm.gfp import (
+    __GFP_RECLAIMABLE,
     GFP_ATOMIC,
     GFP_HIGHUSER_MOVABLE,
     GFP_KERNEL,
@@ -121,21 +122,72 @@ def test_free_memory_is_written_at_boot_as_it_would_be_on_free(config: dict[str,
 
 @pytest.mark.parametrize("order", [-1, 11, 100])
 def test_an_order_that_does_not_exist_is_refused(mm: MemoryManager, order: int) -> None:
-    with pytest.raises(UsageError, match=f"order {order} is not between 0 and 10"):
-        mm.alloc_pages(GFP_KERNEL, order)
+    calls: list[Callable[[], object]] = [
+        lambda: mm.alloc_pages(GFP_KERNEL, order),
+        lambda: mm.alloc_pages_bulk(GFP_KERNEL, 3, order=order),
+        lambda: mm.free_pages(Pfn(5), order),
+        lambda: mm.free_pages_bulk(np.array([5]), order),
+        lambda: mm.free_frozen_pages_zeroed(Pfn(5), order),
+    ]
+    for call in calls:
+        with pytest.raises(UsageError, match=f"order {order} is not between 0 and 10"):
+            call()
 
 
 @pytest.mark.parametrize("pfn", [-1, 2048, 1 << 40])
 def test_a_page_that_does_not_exist_is_refused(mm: MemoryManager, pfn: int) -> None:
-    for call in (mm.free_pages, mm.put_page_zeroed, mm.free_frozen_pages_zeroed):
-        with pytest.raises(UsageError, match=f"there is no page {pfn:#x} .*the guest has 0x800"):
-            call(Pfn(pfn))
+    calls: list[Callable[[], object]] = [
+        lambda: mm.free_pages(Pfn(pfn)),
+        lambda: mm.free_pages_bulk(np.array([5, pfn, 6])),
+        lambda: mm.put_page_zeroed(Pfn(pfn)),
+        lambda: mm.free_frozen_pages_zeroed(Pfn(pfn)),
+    ]
+    for call in calls:
+        with pytest.raises(UsageError, match=f"there is no page {pfn:#x} of order 0: the guest has 0x800"):
+            call()
+
+
+def test_a_block_must_end_inside_of_memory(mm: MemoryManager) -> None:
+    with pytest.raises(UsageError, match="there is no page 0x7fc of order 3"):
+        mm.free_pages(Pfn(2044), 3)
 
 
 @pytest.mark.parametrize("cpu", [-1, 1])
-def test_a_process_needs_a_cpu_that_exists(mm: MemoryManager, cpu: int) -> None:
-    with pytest.raises(UsageError, match=f"there is no CPU {cpu}: the guest has 1"):
-        mm.spawn(cpu=cpu)
+def test_a_cpu_that_does_not_exist_is_refused(mm: MemoryManager, cpu: int) -> None:
+    calls: list[Callable[[], object]] = [
+        lambda: mm.spawn(cpu=cpu),
+        lambda: mm.alloc_pages(GFP_KERNEL, cpu=cpu),
+        lambda: mm.alloc_pages_bulk(GFP_KERNEL, 3, cpu=cpu),
+        lambda: mm.free_pages(Pfn(5), cpu=cpu),
+        lambda: mm.free_pages_bulk(np.array([5]), cpu=cpu),
+        lambda: mm.put_page_zeroed(Pfn(5), cpu=cpu),
+        lambda: mm.free_frozen_pages_zeroed(Pfn(5), cpu=cpu),
+    ]
+    for call in calls:
+        with pytest.raises(UsageError, match=f"there is no CPU {cpu}: the guest has 1"):
+            call()
+
+
+@pytest.mark.parametrize("node", [-1, 1])
+def test_a_node_that_does_not_exist_is_refused(mm: MemoryManager, node: int) -> None:
+    calls: list[Callable[[], object]] = [
+        lambda: mm.spawn(node=node),
+        lambda: mm.alloc_pages(GFP_KERNEL, node=node),
+    ]
+    for call in calls:
+        with pytest.raises(UsageError, match=f"there is no node {node}: the guest has 1"):
+            call()
+
+
+def test_a_request_is_movable_or_reclaimable_but_not_both(mm: MemoryManager) -> None:
+    for call in (lambda gfp: mm.alloc_pages(gfp), lambda gfp: mm.alloc_pages_bulk(gfp, 2)):
+        with pytest.raises(UsageError, match="asks for movable and reclaimable pages at once"):
+            call(GFP_HIGHUSER_MOVABLE | __GFP_RECLAIMABLE)
+
+
+def test_nothing_to_free_is_nothing(mm: MemoryManager) -> None:
+    mm.free_pages_bulk(np.array([], dtype=np.int64))
+    verify(mm)
 
 
 def test_each_process_has_an_address_space_of_its_own(mm: MemoryManager) -> None:

@@ -286,7 +286,8 @@ class Pair:
             self.mem.mem_map[owned.pfn].mapping = 1
             self.twin.mapped.add(owned.pfn)
         elif operation.what == "private" and self.may_leave_private:
-            page = owned.pfn + operation.page % (1 << owned.order)
+            # The tails of a block that is no folio look as if nobody had them: verify would object.
+            page = owned.pfn + (operation.page % (1 << owned.order) if owned.compound else 0)
             self.mem.mem_map[page].flags_f |= PG_private
             self.twin.private.add(page)
 

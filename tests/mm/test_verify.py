@@ -195,6 +195,10 @@ def miscount_cma(mm: MemoryManager) -> None:
     mm.mem.zone[0].nr_free_cma += 1
 
 
+def miscount_highatomic(mm: MemoryManager) -> None:
+    mm.mem.zone[0].nr_free_highatomic += 1
+
+
 def miscount_parked_pages(mm: MemoryManager) -> None:
     mm.mem.pcp["count"][1] += 1
 
@@ -275,6 +279,7 @@ DAMAGE: list[tuple[Damage, int]] = [
     (miscount_blocks, module.BAD_NR_FREE),
     (miscount_pages, module.BAD_FREE_PAGES),
     (miscount_cma, module.BAD_FREE_PAGES),
+    (miscount_highatomic, module.BAD_FREE_PAGES),
     (miscount_parked_pages, module.BAD_PCP_COUNT),
     (write_to_a_free_block_that_claims_zero, module.FALSE_ZERO),
     (write_to_a_parked_page_that_claims_zero, module.FALSE_ZERO),

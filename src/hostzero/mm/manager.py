@@ -219,7 +219,10 @@ class MemoryManager:
     @_explains_bugs
     def free_pages_bulk(self, pfns: NDArray[np.int64], order: int = 0, *, cpu: int = 0) -> None:
         """Drop a reference to each of many blocks of one order."""
-        page_alloc.free_pages_bulk(self.mem, pfns, order, cpu)
+        if len(pfns):
+            for pfn in (pfns.min(), pfns.max()):
+                self._valid(Pfn(int(pfn)), cpu, order)
+            page_alloc.free_pages_bulk(self.mem, pfns, order, cpu)
 
     @_explains_bugs
     def put_page_zeroed(self, pfn: Pfn, *, cpu: int = 0) -> bool:

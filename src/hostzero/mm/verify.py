@@ -19,6 +19,7 @@ from hostzero.mm.debug import describe_bug
 from hostzero.mm.list import list_next
 from hostzero.mm.mmzone import (
     MIGRATE_CMA,
+    MIGRATE_HIGHATOMIC,
     MIGRATE_ISOLATE,
     MIGRATE_TYPES,
     NO_PAGE,
@@ -65,7 +66,7 @@ PROBLEMS: Final = {
     WRONG_LIST: "a block is on the list of another zone or migrate type than its own",
     STILL_OWNED: "a listed page has flags, references or mappings that it must not have there",
     BAD_NR_FREE: "nr_free does not match the lists",
-    BAD_FREE_PAGES: "nr_free_pages or nr_free_cma does not match the lists",
+    BAD_FREE_PAGES: "nr_free_pages, nr_free_cma or nr_free_highatomic does not match the lists",
     BAD_PCP_COUNT: "a per-CPU count does not match its lists",
     FALSE_ZERO: "a page that claims to be zero holds a non-zero byte",
     UNMERGED: "two free buddies were not merged",
@@ -108,6 +109,7 @@ def _check_free_lists(mem: Memory, seen: object, contents: bool) -> int:
     for zone in range(vm.nr_zones):
         pages = 0
         cma = 0
+        highatomic = 0
         for order in range(NR_PAGE_ORDERS):
             blocks = 0
             for migratetype in range(MIGRATE_TYPES):
@@ -132,6 +134,8 @@ def _check_free_lists(mem: Memory, seen: object, contents: bool) -> int:
                         pages += 1 << order
                     if migratetype == MIGRATE_CMA:
                         cma += 1 << order
+                    if migratetype == MIGRATE_HIGHATOMIC:
+                        highatomic += 1 << order
                     buddy = pfn ^ (1 << order)
                     if (
                         order < PAGEBLOCK_ORDER
@@ -148,7 +152,8 @@ def _check_free_lists(mem: Memory, seen: object, contents: bool) -> int:
             if blocks != mem.zone[zone].nr_free[order]:
                 vm.bug_pfn = NO_PAGE
                 return BAD_NR_FREE
-        if pages != mem.zone[zone].nr_free_pages or cma != mem.zone[zone].nr_free_cma:
+        z = mem.zone[zone]
+        if pages != z.nr_free_pages or cma != z.nr_free_cma or highatomic != z.nr_free_highatomic:
             vm.bug_pfn = NO_PAGE
             return BAD_FREE_PAGES
     return NO_PROBLEM
