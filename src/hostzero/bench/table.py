@@ -161,7 +161,7 @@ def _print_scenario(results: Results, scenario: Scenario, console: Console) -> N
         _print_table(console, f"{scenario}: hardware counts", _series_table(series, _HARDWARE_COLUMNS))
     comparisons = [one for one in results.comparisons() if one.scenario == scenario]
     if comparisons:
-        title = f"{scenario}: task-clock of one arm over another, paired by repetition"
+        title = f"{scenario}: task-clock of one arm over another, paired by repetition (letter: v8's own)"
         _print_table(console, title, _comparison_table(comparisons, wide=wide))
     if scenario in FIGURES:
         title = f"{scenario}: the cover letter's own figures (v8), not measured here"
@@ -198,7 +198,7 @@ def _series_table(series: Iterable[Series], columns: Sequence[Column]) -> Table:
 
 
 def _comparison_table(comparisons: Iterable[Comparison], *, wide: bool) -> Table:
-    extra = ["undisturbed pairs only", "n", "cover letter's"] if wide else []
+    extra = ["undisturbed pairs only", "n", "letter"] if wide else []
     table = _table("phase", "arms", "ratio [95 % interval]", "change", "n", *extra)
     table.columns[1].justify = "left"
     before: Phase | None = None
