@@ -55,7 +55,9 @@ def _digest() -> str:
     # Code with bounds checks must not be taken for code without (CONTRIBUTING.md).
     # A home that several machines share must not look warm to another processor.
     flags = f"{numba.config.BOUNDSCHECK} {numba.config.OPT} {llvm.get_host_cpu_name()}"
-    digest = hashlib.sha256(f"{numba.__version__} {sys.version} {flags}".encode())
+    # Numba files its entries by the path of the source: a second checkout starts cold.
+    where = Path(__file__).resolve().parent
+    digest = hashlib.sha256(f"{numba.__version__} {sys.version} {flags} {where}".encode())
     for source in _sources():
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
     return digest.hexdigest()[:16]
