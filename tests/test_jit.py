@@ -88,20 +88,21 @@ def test_every_compiled_module_is_among_the_sources() -> None:
     assert compiled - {Path(jit.__file__)} <= set(jit._sources())
 
 
-def test_old_caches_go_and_other_files_stay(tmp_path: Path) -> None:
-    names = [f"compiled-{number}" for number in range(5)]
-    for age, name in enumerate(names):
+def test_caches_unused_for_a_week_are_removed_and_no_others(tmp_path: Path) -> None:
+    """One that was used lately may be in use by another process right now."""
+    current = tmp_path / "compiled-new"
+    week = 7 * 24 * 3600
+    for name, age in (
+        ("compiled-new", 0),
+        ("compiled-day", 86_400),
+        ("compiled-old", week + 60),
+        ("other", 9 * week),
+    ):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "code").touch()
-        os.utime(tmp_path / name, (1000 - age, 1000 - age))
-    (tmp_path / "other").mkdir()
-    jit._forget_old_caches(tmp_path, tmp_path / "compiled-4")
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == [
-        "compiled-0",
-        "compiled-1",
-        "compiled-4",
-        "other",
-    ]
+        stamp = current.stat().st_mtime - age
+        os.utime(tmp_path / name, (stamp, stamp))
+    jit._forget_old_caches(tmp_path, current)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["compiled-day", "compiled-new", "other"]
 
 
 def test_the_cache_is_where_the_user_keeps_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

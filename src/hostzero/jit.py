@@ -41,7 +41,7 @@ import numba
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_KEPT_CACHES: Final = 3  # the current one and two others: a branch switch should not recompile
+_KEPT_SECONDS: Final = 7 * 24 * 3600  # a cache not used for a week goes; one in use must not
 _READY: Final = "ready"
 
 
@@ -83,13 +83,16 @@ def _cache_root() -> Path:
 
 
 def _forget_old_caches(root: Path, current: Path) -> None:
-    others = sorted(
-        (entry for entry in root.glob("compiled-*") if entry != current),
-        key=lambda entry: entry.stat().st_mtime,
-        reverse=True,
-    )
-    for entry in others[_KEPT_CACHES - 1 :]:
-        shutil.rmtree(entry, ignore_errors=True)
+    # Another process may be compiling into its own at this moment, so age decides, not number.
+    current.touch()
+    newest = current.stat().st_mtime
+    for entry in root.glob("compiled-*"):
+        try:
+            old = newest - entry.stat().st_mtime > _KEPT_SECONDS
+        except OSError:  # another process forgot it first
+            continue
+        if old:
+            shutil.rmtree(entry, ignore_errors=True)
 
 
 def _set_up_cache() -> Path:
