@@ -17,7 +17,8 @@ from hostzero.machine import Machine
 from hostzero.mm.clear_page import clear_pages_singly
 from hostzero.mm.gfp import GFP_KERNEL
 from hostzero.mm.mmap import MADV_DONTNEED, MADV_NOHUGEPAGE, MADV_POPULATE_WRITE
-from hostzero.mm.page_alloc import alloc_pages_bulk, free_pages_bulk
+from hostzero.mm.page_alloc import alloc_pages_bulk
+from hostzero.mm.page_free import free_pages_bulk
 from hostzero.mm.verify import verify_memory
 
 if TYPE_CHECKING:

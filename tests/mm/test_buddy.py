@@ -19,7 +19,6 @@ from hostzero.mm.buddy import (
     __rmqueue_smallest,
     del_page_from_free_list,
     find_buddy_page_pfn,
-    is_reserve_type,
     page_del_and_expand,
     split_large_buddy,
 )
@@ -334,17 +333,6 @@ def test_without_debug_vm_nothing_is_asserted(area: Area) -> None:
     area.guest.mem.vm[0].debug_vm = 0
     area.free(0, 0, flags=PG_dirty)
     assert area.lists() == {(0, MT): [0]}
-
-
-def test_only_highatomic_and_isolated_pageblocks_are_off_limits() -> None:
-    assert [is_reserve_type(migratetype) for migratetype in range(6)] == [
-        False,
-        False,
-        False,
-        True,
-        False,
-        True,
-    ]
 
 
 def test_marks_survive_a_free_by_nobody_in_particular(area: Area) -> None:

@@ -79,6 +79,7 @@ def test_a_fresh_page_record_belongs_to_nobody(mm: MemoryManager) -> None:
         "page_type": PGTY_none,
         "zone": 3,
         "order": 0,
+        "memcg_data": 0,
     }
     assert int(mm.mem.mem_map[701].lru_next) == 5
 

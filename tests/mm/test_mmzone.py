@@ -7,6 +7,7 @@ import pytest
 
 from hostzero.mm import MemoryManager, ZoneSpec
 from hostzero.mm.mmzone import (
+    MAX_NUMNODES,
     MIGRATE_CMA,
     MIGRATE_HIGHATOMIC,
     MIGRATE_ISOLATE,
@@ -15,6 +16,7 @@ from hostzero.mm.mmzone import (
     MIGRATE_RECLAIMABLE,
     MIGRATE_TYPES,
     MIGRATE_UNMOVABLE,
+    NR_HSTATES,
     NR_PAGE_ORDERS,
     NR_PCP_LISTS,
     PAGE_DTYPE,
@@ -22,6 +24,7 @@ from hostzero.mm.mmzone import (
     default_zones,
     free_list,
     get_pageblock_migratetype,
+    hugepage_freelist,
     migratetype_is_mergeable,
     nr_list_heads,
     page_zone,
@@ -34,8 +37,8 @@ from tests.mm.conftest import Boot
 ZONES = (ZoneSpec("DMA32", 0, 1024), ZoneSpec("Normal", 1024, 2048))
 
 
-def test_a_page_takes_as_much_as_struct_page(mm: MemoryManager) -> None:
-    assert PAGE_DTYPE.itemsize + mm.mem.compound_head.itemsize == 64
+def test_a_page_record_is_one_cache_line() -> None:
+    assert PAGE_DTYPE.itemsize == 64
 
 
 def test_every_list_has_its_own_head_behind_the_last_page(boot: Boot) -> None:
@@ -52,6 +55,7 @@ def test_every_list_has_its_own_head_behind_the_last_page(boot: Boot) -> None:
         for zone in range(2)
         for pindex in range(NR_PCP_LISTS)
     ]
+    heads += [hugepage_freelist(mem, h, node) for h in range(NR_HSTATES) for node in range(MAX_NUMNODES)]
     heads.append(int(mem.vm[0].balloon_head))
     assert sorted(heads) == list(range(2048, 2048 + nr_list_heads(2, 3)))
     assert len(mem.mem_map) == 2048 + nr_list_heads(2, 3)

@@ -11,7 +11,7 @@ from hostzero.errors import VmBug
 from hostzero.mm import MemoryManager
 from hostzero.mm.buddy import FPI_NONE, FPI_ZEROED
 from hostzero.mm.gfp import __GFP_SKIP_ZERO, GFP_COMP, GFP_KERNEL, GFP_ZERO, USER_ADDR_NONE
-from hostzero.mm.page_alloc import alloc_pages, put_page
+from hostzero.mm.page_alloc import alloc_pages
 from hostzero.mm.page_flags import (
     PG_active,
     PG_dirty,
@@ -24,6 +24,7 @@ from hostzero.mm.page_flags import (
     PG_uptodate,
     compound_head,
 )
+from hostzero.mm.page_free import put_page
 from hostzero.mm.prep import (
     fpi_zeroed_holds,
     free_tail_pages_prepare,

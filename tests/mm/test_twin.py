@@ -23,7 +23,6 @@ from hostzero.mm.gfp import (
     GFP_NOWAIT,
     GFP_ZERO,
 )
-from hostzero.mm.page_alloc import put_page
 from hostzero.mm.page_flags import (
     PG_head,
     PG_private,
@@ -33,6 +32,7 @@ from hostzero.mm.page_flags import (
     PGTY_buddy,
     PGTY_none,
 )
+from hostzero.mm.page_free import put_page
 from hostzero.units import PAGE_SIZE, Pfn
 from tests.mm.guest import booted, free_lists, page_bytes, pcp_lists, reads_zero, verify
 from tests.mm.naive import (

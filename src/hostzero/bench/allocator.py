@@ -22,7 +22,8 @@ from hostzero.bench.results import AllocatorResults
 from hostzero.mm.clear_page import clear_pages_singly
 from hostzero.mm.gfp import GFP_COMP, GFP_HIGHUSER_MOVABLE
 from hostzero.mm.mmap import MADV_NOHUGEPAGE, MADV_POPULATE_WRITE, MAP_UNINITIALIZED
-from hostzero.mm.page_alloc import alloc_pages_bulk, free_pages_bulk
+from hostzero.mm.page_alloc import alloc_pages_bulk
+from hostzero.mm.page_free import free_pages_bulk
 from hostzero.ram import open_ram
 
 if TYPE_CHECKING:

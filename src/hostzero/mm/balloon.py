@@ -16,8 +16,8 @@ import numpy as np
 from hostzero.jit import compiled
 from hostzero.mm.list import list_add, list_del, list_first
 from hostzero.mm.mmzone import Memory
-from hostzero.mm.page_alloc import put_page, put_page_zeroed
 from hostzero.mm.page_flags import ClearPageZeroed, PageZeroed, PGTY_none, PGTY_offline, SetPageZeroed
+from hostzero.mm.page_free import put_page, put_page_zeroed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

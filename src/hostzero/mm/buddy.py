@@ -276,9 +276,3 @@ def split_large_buddy(mem: Memory, zone: int, pfn: int, order: int, fpi_flags: i
             __SetPageZeroed(mem, pfn)
         __free_one_page(mem, pfn, zone, part_order, get_pageblock_migratetype(mem, pfn), fpi_flags)
         pfn += 1 << part_order
-
-
-@inline
-def is_reserve_type(migratetype: int) -> bool:
-    """Return whether ordinary requests must leave this type alone."""
-    return migratetype in (MIGRATE_HIGHATOMIC, MIGRATE_ISOLATE)

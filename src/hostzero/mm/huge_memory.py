@@ -11,8 +11,9 @@ from __future__ import annotations
 from hostzero.jit import compiled, inline
 from hostzero.mm.gfp import __GFP_DIRECT_RECLAIM, __GFP_ZERO, GFP_TRANSHUGE_LIGHT
 from hostzero.mm.mmzone import HPAGE_PMD_ORDER, NO_PAGE, Memory
-from hostzero.mm.page_alloc import __alloc_frozen_pages, put_page
+from hostzero.mm.page_alloc import __alloc_frozen_pages
 from hostzero.mm.page_flags import PG_head
+from hostzero.mm.page_free import put_page
 from hostzero.mm.pgtable import (
     PAGE_ACCESSED,
     PAGE_DIRTY,

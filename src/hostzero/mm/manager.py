@@ -16,7 +16,7 @@ import numpy as np
 
 from hostzero.clock import Clock
 from hostzero.errors import OutOfMemory, UsageError, VmBug
-from hostzero.mm import page_alloc
+from hostzero.mm import page_alloc, page_free
 from hostzero.mm.balloon import BalloonPages
 from hostzero.mm.debug import describe_bug
 from hostzero.mm.gfp import (
@@ -39,7 +39,7 @@ from hostzero.mm.mmzone import (
     ZoneSpec,
     default_zones,
 )
-from hostzero.mm.page_alloc import __free_pages as _free_pages  # a class body would mangle the name
+from hostzero.mm.page_free import __free_pages as _free_pages  # a class body would mangle the name
 from hostzero.mm.page_reporting import PageReporting
 from hostzero.mm.pcplist import drain_all_pages
 from hostzero.mm.snapshot import forget_zero_claims
@@ -70,6 +70,12 @@ class MmConfig:
         debug_vm: check the kernel's debug assertions (CONFIG_DEBUG_VM).
         confidential: the host is not trusted (patch 32): its claims are not believed.
         thp: `/sys/kernel/mm/transparent_hugepage/enabled`.
+        anon_orders: sizes below 2 MiB that anonymous memory may have, as orders
+            (`/sys/kernel/mm/transparent_hugepage/hugepages-*kB/enabled`).
+        user_zeroing: who zeroes user pages: the allocator (the series), or the fault handler
+            after it (Linux 7.2 without the series), to compare with.
+        dcache_aliasing: the data cache may hold a page twice, under two virtual addresses.
+        icache_aliasing: the same of the instruction cache.
         cma_pages: pages at the end of memory that are CMA; whole pageblocks.
         zones: the zones, in ascending order; none means the layout of an x86-64 guest.
     """
@@ -81,6 +87,10 @@ class MmConfig:
     debug_vm: bool = True
     confidential: bool = False
     thp: Literal["always", "madvise", "never"] = "always"
+    anon_orders: tuple[int, ...] = ()
+    user_zeroing: Literal["allocator", "caller"] = "allocator"
+    dcache_aliasing: bool = False
+    icache_aliasing: bool = False
     cma_pages: int = 0
     zones: tuple[ZoneSpec, ...] = ()
 
@@ -159,7 +169,12 @@ class MemoryManager:
         _check_config(self.config, zones, self.nr_pages)
         self.ram_bytes = ram.array(np.dtype(np.uint8))
         self.mem = build_memory(
-            ram.array(np.dtype(np.uint64)), zones, self.config.nr_cpus, self.config.cma_pages, _RESERVED_PAGES
+            ram.array(np.dtype(np.uint64)),
+            zones,
+            self.config.nr_cpus,
+            self.config.cma_pages,
+            _RESERVED_PAGES,
+            aliasing=self.config.dcache_aliasing or self.config.icache_aliasing,
         )
         vm = self.mem.vm[0]
         vm.init_on_alloc = int(self.config.want_init_on_alloc)
@@ -168,13 +183,16 @@ class MemoryManager:
         vm.debug_vm = int(self.config.debug_vm)
         vm.thp_always = int(self.config.thp == "always")
         vm.thp_never = int(self.config.thp == "never")
+        vm.anon_orders = sum(1 << order for order in set(self.config.anon_orders))
+        vm.zero_in_caller = int(self.config.user_zeroing == "caller")
+        vm.cpu_dcache_aliasing = int(self.config.dcache_aliasing)
+        vm.cpu_icache_aliasing = int(self.config.icache_aliasing)
         if self.config.page_poisoning or self.config.want_init_on_free:
             self._prepare_boot_memory()
         self.balloon = BalloonPages(self.mem)
         self.page_reporting = PageReporting(self.mem, self.clock)
         self._oom_notifiers: list[Callable[[], int]] = []
         self._oom_kills = 0
-        self._next_mm_id = 1
         vm.empty_zero_page = self.alloc_pages(GFP_KERNEL | GFP_ZERO)
 
     def _prepare_boot_memory(self) -> None:
@@ -222,19 +240,19 @@ class MemoryManager:
         if len(pfns):
             for pfn in (pfns.min(), pfns.max()):
                 self._valid(Pfn(int(pfn)), cpu, order)
-            page_alloc.free_pages_bulk(self.mem, pfns, order, cpu)
+            page_free.free_pages_bulk(self.mem, pfns, order, cpu)
 
     @_explains_bugs
     def put_page_zeroed(self, pfn: Pfn, *, cpu: int = 0) -> bool:
         """Drop a reference to a page known to be zero; return whether it was freed (patch 35)."""
-        return bool(page_alloc.put_page_zeroed(self.mem, self._valid(pfn, cpu), cpu))
+        return bool(page_free.put_page_zeroed(self.mem, self._valid(pfn, cpu), cpu))
 
     folio_put_zeroed = put_page_zeroed
 
     @_explains_bugs
     def free_frozen_pages_zeroed(self, pfn: Pfn, order: int = 0, *, cpu: int = 0) -> None:
         """Free a block without references that is known to be zero (patch 33)."""
-        page_alloc.free_frozen_pages_zeroed(self.mem, self._valid(pfn, cpu, order), order, cpu)
+        page_free.free_frozen_pages_zeroed(self.mem, self._valid(pfn, cpu, order), order, cpu)
 
     @_explains_bugs
     def drain_all_pages(self) -> None:
@@ -242,10 +260,16 @@ class MemoryManager:
         drain_all_pages(self.mem)
 
     def spawn(self, *, cpu: int = 0, node: int = 0) -> Process:
-        """Return a new process."""
+        """Return a new process.
+
+        Raises:
+            OutOfMemory: there is no page for its page table, or there are too many processes.
+        """
         self._check_place(cpu, node)
-        mm_id, self._next_mm_id = self._next_mm_id, self._next_mm_id + 1
-        return Process(self, mm_id, cpu=cpu, node=node)
+        (free,) = np.nonzero(self.mem.mms.pgd == 0)
+        if not len(free):
+            raise OutOfMemory(f"there are {len(self.mem.mms)} processes already, and no room for another")
+        return Process(self, int(free[0]) + 1, cpu=cpu, node=node)
 
     def forget_zero_claims(self) -> int:
         """Drop every known-zero mark, clear or poison every free page; return how many had a mark.

@@ -19,7 +19,8 @@ from hostzero.mm.huge_memory import (
     zap_huge_pmd,
 )
 from hostzero.mm.mmzone import NO_PAGE, WORDS_PER_PAGE, Memory
-from hostzero.mm.page_alloc import __alloc_frozen_pages, put_page
+from hostzero.mm.page_alloc import __alloc_frozen_pages
+from hostzero.mm.page_free import put_page
 from hostzero.mm.pgtable import (
     NO_ENTRY,
     PAGE_ACCESSED,

@@ -15,15 +15,23 @@ from hostzero.jit import compiled
 from hostzero.mm.buddy import FPI_TO_TAIL, split_large_buddy
 from hostzero.mm.list import LIST_POISON
 from hostzero.mm.mmzone import (
+    HSTATE_DTYPE,
     MAX_PAGE_ORDER,
+    MEMCG_DTYPE,
     MIGRATE_CMA,
     MIGRATE_MOVABLE,
     MIGRATE_TYPES,
+    MM_DTYPE,
     NO_PAGE,
+    NR_HSTATES,
+    NR_MEMCGS,
+    NR_MMS,
     NR_PAGE_ORDERS,
+    NR_PCP_LISTS,
     PAGE_DTYPE,
     PAGEBLOCK_NR_PAGES,
     PCP_DTYPE,
+    UNLIMITED,
     VM_DTYPE,
     ZONE_DTYPE,
     Memory,
@@ -60,6 +68,7 @@ def memmap_init(mem: Memory, zone: int, start: int, end: int) -> None:
         m[pfn].page_type = PGTY_none
         m[pfn].zone = zone
         m[pfn].order = 0
+        m[pfn].memcg_data = 0
 
 
 @compiled
@@ -146,7 +155,13 @@ def _resident(shape: int, dtype: np.dtype[Any]) -> Any:
 
 
 def build_memory(
-    ram: NDArray[np.uint64], zones: Sequence[ZoneSpec], nr_cpus: int, cma_pages: int, reserved_pages: int
+    ram: NDArray[np.uint64],
+    zones: Sequence[ZoneSpec],
+    nr_cpus: int,
+    cma_pages: int,
+    reserved_pages: int,
+    *,
+    aliasing: bool = False,
 ) -> Memory:
     """Return the arrays of a booted memory manager, all but the reserved pages free.
 
@@ -156,6 +171,7 @@ def build_memory(
         nr_cpus: how many CPUs have per-CPU lists.
         cma_pages: how many pages at the end of the last zone are CMA; whole pageblocks.
         reserved_pages: how many pages from 0 on never become free, as the firmware's.
+        aliasing: the machine's caches alias, and `Memory.kernel_lines` is needed.
     """
     nr_pages = zones[-1].end
     heads = nr_list_heads(len(zones), nr_cpus)
@@ -169,12 +185,21 @@ def build_memory(
         zonelists=build_zonelists(zones),
         vm=vm,
         ram=ram,
+        mms=_resident(NR_MMS, MM_DTYPE),
+        memcg=_resident(NR_MEMCGS, MEMCG_DTYPE),
+        hstate=_resident(NR_HSTATES, HSTATE_DTYPE),
+        kernel_lines=np.full(nr_pages if aliasing else 0, 0, dtype=np.int64),
     )
     vm[0].nr_pages = nr_pages
     vm[0].nr_zones = len(zones)
     vm[0].nr_cpus = nr_cpus
     vm[0].pcp_heads = nr_pages + len(zones) * NR_PAGE_ORDERS * MIGRATE_TYPES
+    vm[0].hugetlb_heads = int(vm[0].pcp_heads) + nr_cpus * len(zones) * NR_PCP_LISTS
+    vm[0].nr_nodes = len(mem.zonelists)
     vm[0].balloon_head = nr_pages + heads - 1
+    mem.memcg[0].parent = -1
+    mem.memcg[0].max = UNLIMITED
+    mem.memcg[0].in_use = 1
     vm[0].bug_pfn = NO_PAGE
     vm[0].ram_base = ram.ctypes.data
     init_list_heads(mem, heads)

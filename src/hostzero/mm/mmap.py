@@ -69,6 +69,8 @@ class Process:
             if not mm.out_of_memory():
                 raise OutOfMemory("no page for the process's page table")
             self._pgd = alloc_table(self._mem, node, cpu)
+        self._mem.mms[mm_id - 1].pgd = self._pgd
+        self._mem.mms[mm_id - 1].memcg = 0
 
     def __enter__(self) -> Self:
         """Return the process itself."""
@@ -96,6 +98,7 @@ class Process:
         for start, end in self._stretches(0, TASK_SIZE):
             self.munmap(start, end - start)
         free_table(self._mem, self._pgd, self._cpu)
+        self._mem.mms[self._mm_id - 1].pgd = 0
         self._pgd = NO_PAGE
 
     def mmap(self, length: int, flags: int = 0, addr: int = 0) -> int:

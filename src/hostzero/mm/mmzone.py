@@ -58,10 +58,14 @@ PAGE_DTYPE: Final = np.dtype(
         ("page_type", np.int32),
         ("zone", np.int16),
         ("order", np.int16),  # of a compound page, in its head
+        ("memcg_data", np.int64),  # cgroup charged with the folio + 1, 0 for none; in its head
     ],
     align=True,
 )
-"""`struct page`: 56 bytes, and 8 in `Memory.compound_head`; 64 together, as on x86-64."""
+"""`struct page` of a kernel with memory cgroups: 64 bytes, a cache line.
+
+`compound_head`, which shares a word with `lru` there, has 8 more in `Memory.compound_head`.
+"""
 
 ZONE_DTYPE: Final = np.dtype(
     [
@@ -103,6 +107,12 @@ VM_DTYPE: Final = np.dtype(
         ("debug_vm", np.int64),
         ("thp_always", np.int64),
         ("thp_never", np.int64),
+        ("anon_orders", np.int64),  # bit per order below PMD that anonymous folios may have (mTHP)
+        ("zero_in_caller", np.int64),  # user pages are zeroed at the fault, as before the series
+        ("cpu_dcache_aliasing", np.int64),
+        ("cpu_icache_aliasing", np.int64),
+        ("hugetlb_heads", np.int64),  # first hugetlb pool list head behind mem_map
+        ("nr_nodes", np.int64),
         ("empty_zero_page", np.int64),
         ("ram_base", np.int64),  # host address of page 0's first byte
         # page reporting (static keys and the state machine's word)
@@ -126,14 +136,75 @@ VM_DTYPE: Final = np.dtype(
         ("fallback_claims", np.int64),
         ("fallback_steals", np.int64),
         ("nr_balloon_pages", np.int64),
+        ("pgmigrate_success", np.int64),
+        ("pgmigrate_fail", np.int64),
+        ("compact_stall", np.int64),
+        ("compact_success", np.int64),
+        ("compact_fail", np.int64),
+        ("pswpin", np.int64),
+        ("pswpout", np.int64),
+        ("htlb_buddy_alloc_success", np.int64),
+        ("htlb_buddy_alloc_fail", np.int64),
+        ("memcg_charge_fail", np.int64),
         # what the benchmark is about, in bytes
         ("zeroed_bytes", np.int64),  # by post_alloc_hook and init_on_free
         ("known_zero_bytes", np.int64),  # zeroing that a zero hint made unnecessary
         ("dropped_hint_bytes", np.int64),  # hints of pages whose caller did not want zeros
+        ("zeroed_in_vain_bytes", np.int64),  # zeroed, then freed because a charge failed
+        ("zeroed_twice_bytes", np.int64),  # zeroed at the fault after the allocator had done so
+        # allocations that had to be zero, by order, and those of them that a hint served
+        ("zero_allocs", np.int64, (NR_PAGE_ORDERS,)),
+        ("known_zero_allocs", np.int64, (NR_PAGE_ORDERS,)),
     ],
     align=True,
 )
 """One record of configuration, static keys and event counters."""
+
+
+NR_MMS: Final = 1024
+"""How many processes can exist at once."""
+
+MM_DTYPE: Final = np.dtype(
+    [
+        ("pgd", np.int64),  # page of the top table; 0 while the slot is free
+        ("memcg", np.int64),  # cgroup that the process's pages are charged to
+    ],
+    align=True,
+)
+"""`struct mm_struct`: what is needed to find a page's mapping from the page (reverse map)."""
+
+NR_MEMCGS: Final = 64
+UNLIMITED: Final = 1 << 62  # pages that a cgroup without a limit may use
+MEMCG_DTYPE: Final = np.dtype(
+    [
+        ("parent", np.int64),  # -1: none (the root)
+        ("usage", np.int64),  # pages
+        ("max", np.int64),  # pages; a charge beyond fails
+        ("failcnt", np.int64),
+        ("in_use", np.int64),
+    ],
+    align=True,
+)
+"""`struct mem_cgroup` with its page counter."""
+
+MAX_NUMNODES: Final = 8
+NR_HSTATES: Final = 2
+HSTATE_DTYPE: Final = np.dtype(
+    [
+        ("order", np.int64),  # 0: the slot is unused
+        ("nr_huge_pages", np.int64),
+        ("free_huge_pages", np.int64),
+        ("resv_huge_pages", np.int64),
+        ("surplus_huge_pages", np.int64),
+        ("nr_overcommit_huge_pages", np.int64),
+        ("max_huge_pages", np.int64),
+        ("nr_huge_pages_node", np.int64, (MAX_NUMNODES,)),
+        ("free_huge_pages_node", np.int64, (MAX_NUMNODES,)),
+        ("surplus_huge_pages_node", np.int64, (MAX_NUMNODES,)),
+    ],
+    align=True,
+)
+"""`struct hstate`; its free lists by node are head records behind `mem_map`."""
 
 
 class Memory(NamedTuple):
@@ -155,6 +226,12 @@ class Memory(NamedTuple):
     zonelists: Any
     vm: Any
     ram: Any
+    mms: Any  # address spaces by mm_id - 1
+    memcg: Any  # memory cgroups; 0 is the root
+    hstate: Any  # hugetlb pools by page size
+    kernel_lines: (
+        Any  # by page: what the kernel's alias of an aliasing cache holds (`cachealias`); else empty
+    )
 
 
 @dataclass(frozen=True)
@@ -177,6 +254,12 @@ def free_list(mem: Memory, zone: int, order: int, migratetype: int) -> int:
 def pcp_list(mem: Memory, zone: int, cpu: int, pindex: int) -> int:
     """Return the list head of one per-CPU list (kernel: `pcp->lists[pindex]`)."""
     return mem.vm[0].pcp_heads + (cpu * mem.vm[0].nr_zones + zone) * NR_PCP_LISTS + pindex
+
+
+@inline
+def hugepage_freelist(mem: Memory, h: int, node: int) -> int:
+    """Return the list head of one node's free huge pages (kernel: `h->hugepage_freelists[nid]`)."""
+    return mem.vm[0].hugetlb_heads + h * MAX_NUMNODES + node
 
 
 @inline
@@ -210,8 +293,9 @@ def migratetype_is_mergeable(migratetype: int) -> bool:
 
 
 def nr_list_heads(nr_zones: int, nr_cpus: int) -> int:
-    """Return how many list heads stand behind the last page: free areas, per-CPU, balloon."""
-    return nr_zones * NR_PAGE_ORDERS * MIGRATE_TYPES + nr_cpus * nr_zones * NR_PCP_LISTS + 1
+    """Return how many list heads stand behind the last page: free areas, per-CPU, hugetlb, balloon."""
+    free_areas = nr_zones * NR_PAGE_ORDERS * MIGRATE_TYPES
+    return free_areas + nr_cpus * nr_zones * NR_PCP_LISTS + NR_HSTATES * MAX_NUMNODES + 1
 
 
 def default_zones(nr_pages: int) -> tuple[ZoneSpec, ...]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Allocating and freeing pages (kernel: `mm/page_alloc.c`, Linux 7.2).
+"""Allocating pages (kernel: `mm/page_alloc.c`, Linux 7.2).
 
 The way of an allocation: `__alloc_frozen_pages` → `get_page_from_freelist` → `rmqueue` →
 `prep_new_page` → `post_alloc_hook`; `user_addr` travels the whole way (patch 7).
@@ -8,24 +8,15 @@ The way of an allocation: `__alloc_frozen_pages` → `get_page_from_freelist` �
 
 from __future__ import annotations
 
-from hostzero.errors import VmBug
 from hostzero.jit import compiled, inline
-from hostzero.mm.buddy import (
-    FPI_NONE,
-    FPI_ZEROED,
-    __rmqueue_smallest,
-    split_large_buddy,
-)
-from hostzero.mm.debug import VM_BUG_ON_PAGE
+from hostzero.mm.buddy import __rmqueue_smallest
 from hostzero.mm.fallback import (
     ALLOC_CMA,
     ALLOC_HIGHATOMIC,
     ALLOC_MIN_RESERVE,
     ALLOC_NON_BLOCK,
     ALLOC_OOM,
-    ALLOC_RESERVES,
     ALLOC_WMARK_LOW,
-    ALLOC_WMARK_MASK,
     ALLOC_WMARK_MIN,
     __rmqueue,
     reserve_highatomic_pageblock,
@@ -39,81 +30,22 @@ from hostzero.mm.gfp import (
     __GFP_THISNODE,
     gfp_migratetype,
 )
-from hostzero.mm.list import list_empty
 from hostzero.mm.mmzone import (
-    MIGRATE_CMA,
     MIGRATE_HIGHATOMIC,
-    MIGRATE_ISOLATE,
     MIGRATE_MOVABLE,
-    MIGRATE_PCPTYPES,
     NO_PAGE,
-    NR_PAGE_ORDERS,
     Memory,
-    free_list,
-    get_pageblock_migratetype,
-    page_zone,
 )
-from hostzero.mm.page_flags import PageZeroed, __ClearPageZeroed, __SetPageZeroed, compound_order
+from hostzero.mm.page_flags import PageZeroed, __ClearPageZeroed
 from hostzero.mm.pcplist import (
     __rmqueue_pcplist,
     drain_all_pages,
-    free_frozen_page_commit,
     pcp_allowed_order,
 )
-from hostzero.mm.prep import __free_pages_prepare, check_new_pages, fpi_zeroed_holds, prep_new_page
+from hostzero.mm.prep import check_new_pages, prep_new_page
+from hostzero.mm.watermark import __zone_watermark_ok, watermark
 
 _DMA32_PAGES = (4 << 30) >> 12
-
-
-@inline
-def watermark(mem: Memory, zone: int, alloc_flags: int) -> int:
-    """Return the watermark that these flags hold the zone to, boost included."""
-    which = alloc_flags & ALLOC_WMARK_MASK
-    z = mem.zone[zone]
-    if which == ALLOC_WMARK_MIN:
-        return z.watermark_min + z.watermark_boost
-    if which == ALLOC_WMARK_LOW:
-        return z.watermark_low + z.watermark_boost
-    return z.watermark_high + z.watermark_boost
-
-
-@compiled
-def __zone_watermark_ok(
-    mem: Memory, zone: int, order: int, mark: int, reserve: int, alloc_flags: int
-) -> bool:
-    """Return whether a zone may serve a request without falling below `mark`.
-
-    Source: same name. For order > 0 a sufficient block must exist as well.
-    """
-    z = mem.zone[zone]
-    free_pages = z.nr_free_pages - ((1 << order) - 1)
-    if (alloc_flags & ALLOC_RESERVES) == 0:
-        free_pages -= z.nr_free_highatomic
-    if (alloc_flags & ALLOC_CMA) == 0:
-        free_pages -= z.nr_free_cma
-    if (alloc_flags & ALLOC_MIN_RESERVE) != 0:
-        mark -= mark // 2
-        if (alloc_flags & ALLOC_NON_BLOCK) != 0:
-            mark -= mark // 4
-    if (alloc_flags & ALLOC_OOM) != 0:
-        mark -= mark // 2
-    if free_pages <= mark + reserve:
-        return False
-    if order == 0:
-        return True
-    for current in range(order, NR_PAGE_ORDERS):
-        if z.nr_free[current] == 0:
-            continue
-        for migratetype in range(MIGRATE_PCPTYPES):
-            if not list_empty(mem, free_list(mem, zone, current, migratetype)):
-                return True
-        if (alloc_flags & ALLOC_CMA) != 0 and not list_empty(mem, free_list(mem, zone, current, MIGRATE_CMA)):
-            return True
-        if (alloc_flags & (ALLOC_HIGHATOMIC | ALLOC_OOM)) != 0 and not list_empty(
-            mem, free_list(mem, zone, current, MIGRATE_HIGHATOMIC)
-        ):
-            return True
-    return False
 
 
 @compiled
@@ -242,50 +174,6 @@ def __alloc_frozen_pages(mem: Memory, gfp: int, order: int, user_addr: int, node
 
 
 @compiled
-def __free_pages_ok(mem: Memory, pfn: int, order: int, fpi_flags: int) -> None:
-    """Free a block that has no per-CPU list (kernel: same name; patch 33)."""
-    if not __free_pages_prepare(mem, pfn, order, fpi_flags):
-        return
-    if fpi_zeroed_holds(mem, fpi_flags):
-        __SetPageZeroed(mem, pfn)
-    split_large_buddy(mem, page_zone(mem, pfn), pfn, order, fpi_flags)
-
-
-@inline
-def __free_frozen_pages(mem: Memory, pfn: int, order: int, fpi_flags: int, cpu: int) -> None:
-    """Free a block that has no reference left (kernel: same name; patch 33).
-
-    `PG_zeroed` is set after prepare has cleared everything, never before: prepare is what
-    keeps a filesystem's `PG_private` from passing as a claim.
-    """
-    if not pcp_allowed_order(order):
-        __free_pages_ok(mem, pfn, order, fpi_flags)
-        return
-    if not __free_pages_prepare(mem, pfn, order, fpi_flags):
-        return
-    if fpi_zeroed_holds(mem, fpi_flags):
-        __SetPageZeroed(mem, pfn)
-    zone = page_zone(mem, pfn)
-    migratetype = get_pageblock_migratetype(mem, pfn)
-    if migratetype >= MIGRATE_PCPTYPES:
-        if migratetype == MIGRATE_ISOLATE:
-            split_large_buddy(mem, zone, pfn, order, fpi_flags)
-            return
-        # CMA and highatomic pages share the movable list; the drain sorts them again.
-        migratetype = MIGRATE_MOVABLE
-    free_frozen_page_commit(mem, zone, pfn, migratetype, order, cpu)
-
-
-@inline
-def put_page_testzero(mem: Memory, pfn: int) -> bool:
-    """Drop a reference; return whether it was the last (kernel: same name)."""
-    if VM_BUG_ON_PAGE(mem, mem.mem_map[pfn]._refcount <= 0, pfn):
-        raise VmBug("put_page_testzero: the page has no reference")
-    mem.mem_map[pfn]._refcount -= 1
-    return mem.mem_map[pfn]._refcount == 0
-
-
-@compiled
 def alloc_pages(mem: Memory, gfp: int, order: int, user_addr: int, node: int, cpu: int) -> int:
     """Allocate a block with one reference, or return NO_PAGE (kernel: `alloc_pages`)."""
     pfn = __alloc_frozen_pages(mem, gfp, order, user_addr, node, cpu)
@@ -307,58 +195,3 @@ def alloc_pages_bulk(mem: Memory, gfp: int, order: int, node: int, cpu: int, pfn
         mem.mem_map[pfn]._refcount = 1
         pfns[i] = pfn  # type: ignore[index]
     return len(pfns)  # type: ignore[arg-type]
-
-
-@compiled
-def __free_pages(mem: Memory, pfn: int, order: int, cpu: int) -> bool:
-    """Drop a reference to a block; free it if that was the last (kernel: same name).
-
-    Returns whether the block was freed. A block that is not compound and keeps a
-    reference on its first page loses the others, as in the kernel.
-    """
-    compound = compound_order(mem, pfn) > 0
-    if put_page_testzero(mem, pfn):
-        __free_frozen_pages(mem, pfn, order, FPI_NONE, cpu)
-        return True
-    if not compound:
-        while order > 0:
-            order -= 1
-            __free_frozen_pages(mem, pfn + (1 << order), order, FPI_NONE, cpu)
-    return False
-
-
-@compiled
-def free_pages_bulk(mem: Memory, pfns: object, order: int, cpu: int) -> None:
-    """Drop a reference to each of many blocks of one order."""
-    for i in range(len(pfns)):  # type: ignore[arg-type]
-        pfn = pfns[i]  # type: ignore[index]
-        if put_page_testzero(mem, pfn):
-            __free_frozen_pages(mem, pfn, order, FPI_NONE, cpu)
-
-
-@compiled
-def free_frozen_pages_zeroed(mem: Memory, pfn: int, order: int, cpu: int) -> None:
-    """Free a block that its owner knows to be zero (patch 33)."""
-    __free_frozen_pages(mem, pfn, order, FPI_ZEROED, cpu)
-
-
-@compiled
-def put_page_zeroed(mem: Memory, pfn: int, cpu: int) -> bool:
-    """Drop a reference to a folio that is known to be zero; return whether it was freed.
-
-    Source: patch 35, `put_page_zeroed` and `folio_put_zeroed`. Only the last put frees it
-    as zero: whoever holds another reference may still write, and the hint is lost.
-    """
-    if not put_page_testzero(mem, pfn):
-        return False
-    __free_frozen_pages(mem, pfn, compound_order(mem, pfn), FPI_ZEROED, cpu)
-    return True
-
-
-@compiled
-def put_page(mem: Memory, pfn: int, cpu: int) -> bool:
-    """Drop a reference to a folio; return whether it was freed (kernel: `folio_put`)."""
-    if not put_page_testzero(mem, pfn):
-        return False
-    __free_frozen_pages(mem, pfn, compound_order(mem, pfn), FPI_NONE, cpu)
-    return True

@@ -22,8 +22,8 @@ from hostzero.mm.mmzone import (
     page_zone,
     set_pageblock_migratetype,
 )
-from hostzero.mm.page_alloc import __zone_watermark_ok
 from hostzero.mm.page_flags import __ClearPageZeroed
+from hostzero.mm.watermark import __zone_watermark_ok
 
 
 @inline

@@ -35,9 +35,9 @@ from hostzero.mm.mmzone import (
     Memory,
     free_list,
 )
-from hostzero.mm.page_alloc import __zone_watermark_ok
 from hostzero.mm.page_flags import PageBuddy, PageReported, __SetPageReported, __SetPageZeroed
 from hostzero.mm.page_isolation import __isolate_free_page, __putback_isolated_page
+from hostzero.mm.watermark import __zone_watermark_ok
 from hostzero.units import Pfn
 
 if TYPE_CHECKING:

@@ -16,8 +16,9 @@ import numpy as np
 from hostzero.jit import compiled, inline
 from hostzero.mm.gfp import __GFP_ZERO, GFP_KERNEL_ACCOUNT, USER_ADDR_NONE
 from hostzero.mm.mmzone import NO_PAGE, WORDS_PER_PAGE, Memory
-from hostzero.mm.page_alloc import alloc_pages, put_page
+from hostzero.mm.page_alloc import alloc_pages
 from hostzero.mm.page_flags import PGTY_none, PGTY_table
+from hostzero.mm.page_free import put_page
 from hostzero.units import PAGE_SHIFT, PMD_SHIFT
 
 PAGE_PRESENT: Final = 1 << 0

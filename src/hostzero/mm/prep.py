@@ -16,7 +16,7 @@ from hostzero.mm.buddy import FPI_ZEROED
 from hostzero.mm.clear_page import clear_pages, folio_zero_user, kernel_poison_pages, kernel_unpoison_pages
 from hostzero.mm.debug import VM_BUG_ON_PAGE
 from hostzero.mm.gfp import __GFP_COMP, __GFP_SKIP_ZERO, __GFP_ZERO, USER_ADDR_NONE
-from hostzero.mm.mmzone import Memory
+from hostzero.mm.mmzone import NR_PAGE_ORDERS, Memory
 from hostzero.mm.page_flags import (
     PAGE_FLAGS_CHECK_AT_FREE,
     PAGE_FLAGS_CHECK_AT_PREP,
@@ -56,6 +56,7 @@ def page_is_bad(mem: Memory, pfn: int, flags: int) -> bool:
         page._mapcount != -1
         or page._refcount != 0
         or page.mapping != 0
+        or page.memcg_data != 0
         or page.page_type != PGTY_none
         or (page.flags_f & flags) != 0
     )
@@ -205,6 +206,10 @@ def post_alloc_hook(mem: Memory, pfn: int, order: int, gfp: int, user_addr: int,
     )
     if vm.page_poisoning != 0:
         kernel_unpoison_pages(mem, pfn, 1 << order)
+    if init and order < NR_PAGE_ORDERS:
+        vm.zero_allocs[order] += 1
+        if zeroed:
+            vm.known_zero_allocs[order] += 1
     if zeroed:
         if init:
             vm.known_zero_bytes += 1 << (order + PAGE_SHIFT)

@@ -93,7 +93,9 @@ def _check_block(mem: Memory, seen: object, pfn: int, order: int, free_type: int
         allowed = PG_zeroed | PG_reported if page == pfn else 0
         if (m[page].flags_f & PAGE_FLAGS_CHECK_AT_PREP & ~allowed) != 0:
             return STILL_OWNED
-        if m[page]._refcount != 0 or m[page]._mapcount != -1 or m[page].mapping != 0:
+        if m[page]._refcount != 0 or m[page]._mapcount != -1:
+            return STILL_OWNED
+        if m[page].mapping != 0 or m[page].memcg_data != 0:
             return STILL_OWNED
         if mem.compound_head[page] != 0 or (page != pfn and m[page].page_type != PGTY_none):
             return STILL_OWNED

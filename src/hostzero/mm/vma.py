@@ -11,6 +11,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from hostzero.units import PAGE_SHIFT
+
 VM_READ: Final = 0x1
 VM_WRITE: Final = 0x2
 VM_UNINITIALIZED: Final = 0x1000_0000_0000  # mmap(MAP_UNINITIALIZED): pages with old contents
@@ -24,7 +26,12 @@ VMA_DTYPE: Final = np.dtype(
         ("vm_flags", np.int64),
         ("pgd", np.int64),  # the address space's top table, a page frame number
         ("mm_id", np.int64),  # owner of the pages: mem_map[].mapping; never 0
-        ("node", np.int64),
+        ("node", np.int64),  # of the CPU that the process runs on
+        ("vm_pgoff", np.int64),  # page number of vm_start in its file; vm_start's own if anonymous
+        ("policy", np.int64),  # memory policy (`mempolicy`); 0 is MPOL_DEFAULT
+        ("nodemask", np.int64),  # nodes of the policy, a bit each
+        ("hstate", np.int64),  # hugetlb page size of the mapping (`hugetlb`), -1 for none
+        ("file", np.int64),  # hugetlbfs file (`hugetlbfs`), 0 for anonymous
     ],
     align=True,
 )
@@ -33,5 +40,5 @@ VMA_DTYPE: Final = np.dtype(
 def new_vma(start: int, end: int, flags: int, pgd: int, mm_id: int, node: int) -> Any:
     """Return the record of a mapping `[start, end)` with nothing mapped yet."""
     vma = np.zeros(1, dtype=VMA_DTYPE).view(np.recarray)
-    vma[0] = (start, end, flags, pgd, mm_id, node)
+    vma[0] = (start, end, flags, pgd, mm_id, node, start >> PAGE_SHIFT, 0, 0, -1, 0)
     return vma
