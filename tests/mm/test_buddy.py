@@ -47,10 +47,12 @@ class Area(NamedTuple):
     guest: MemoryManager
     pfn: int
 
-    def free(self, page: int, order: int, *, flags: int = 0, fpi: int = FPI_NONE) -> None:
+    def free(
+        self, page: int, order: int, *, flags: int = 0, fpi: int = FPI_NONE, reported: bool = False
+    ) -> None:
         """Free a piece as a caller of `__free_one_page` does, which these pieces are too small to notice."""
         self.guest.mem.mem_map[self.pfn + page].flags_f = flags
-        split_large_buddy(self.guest.mem, 0, self.pfn + page, order, fpi)
+        split_large_buddy(self.guest.mem, 0, self.pfn + page, order, fpi, reported)
 
     def lists(self) -> dict[tuple[int, int], list[int]]:
         """Return the area's blocks by order and migrate type, as offsets."""

@@ -262,11 +262,13 @@ def __rmqueue_smallest(mem: Memory, zone: int, order: int, migratetype: int) -> 
 
 
 @compiled
-def split_large_buddy(mem: Memory, zone: int, pfn: int, order: int, fpi_flags: int) -> None:
+def split_large_buddy(mem: Memory, zone: int, pfn: int, order: int, fpi_flags: int, reported: bool) -> None:
     """Free a block pageblock by pageblock, each to its own migrate type's list.
 
     Source: `split_large_buddy`; patch 30 for `PG_zeroed`, which every part inherits before
-    it is freed so that the merge rule sees it.
+    it is freed so that the merge rule sees it. `reported` says that the host was told of the
+    block while it was free (patch 3, in its later form): a part is marked after it is back
+    and only if it did not merge, because the host knows nothing of the larger block.
     """
     end = pfn + (1 << order)
     part_order = min(order, PAGEBLOCK_ORDER)
@@ -275,4 +277,6 @@ def split_large_buddy(mem: Memory, zone: int, pfn: int, order: int, fpi_flags: i
         if zeroed:
             __SetPageZeroed(mem, pfn)
         __free_one_page(mem, pfn, zone, part_order, get_pageblock_migratetype(mem, pfn), fpi_flags)
+        if reported and PageBuddy(mem, pfn) and buddy_order(mem, pfn) == part_order:
+            __SetPageReported(mem, pfn)
         pfn += 1 << part_order

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from hostzero.errors import VmBug
 from hostzero.jit import inline
-from hostzero.mm.mmzone import MIGRATE_NAMES, NO_PAGE, PAGEBLOCK_ORDER, Memory
+from hostzero.mm.mmzone import MIGRATE_NAMES, NO_PAGE, Memory, get_pageblock_migratetype
 
 
 @inline
@@ -27,7 +27,7 @@ def describe_page(mem: Memory, pfn: int) -> str:
     if not 0 <= pfn < int(mem.vm[0].nr_pages):
         return f"pfn {pfn:#x} is outside of mem_map"
     page = mem.mem_map[pfn]
-    migratetype = MIGRATE_NAMES[int(mem.pageblock[pfn >> PAGEBLOCK_ORDER])]
+    migratetype = MIGRATE_NAMES[int(get_pageblock_migratetype(mem, pfn))]
     return (
         f"pfn {pfn:#x} flags {int(page.flags_f):#x} type {int(page.page_type):#x} "
         f"refcount {page._refcount} mapcount {page._mapcount} private {page.private} "

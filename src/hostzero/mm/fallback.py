@@ -35,6 +35,7 @@ from hostzero.mm.mmzone import (
     PAGEBLOCK_ORDER,
     Memory,
     free_list,
+    get_pageblock_migratetype,
     set_pageblock_migratetype,
 )
 from hostzero.mm.page_flags import PageBuddy, PageZeroed
@@ -250,7 +251,7 @@ def reserve_highatomic_pageblock(mem: Memory, zone: int, pfn: int, order: int) -
     limit = mem.zone[zone].managed_pages // 100
     if limit < PAGEBLOCK_NR_PAGES or mem.zone[zone].nr_reserved_highatomic >= limit:
         return
-    old = mem.pageblock[pfn >> PAGEBLOCK_ORDER]
+    old = get_pageblock_migratetype(mem, pfn)
     if old > MIGRATE_RECLAIMABLE or order >= PAGEBLOCK_ORDER or not block_within_zone(mem, zone, pfn):
         return
     start = pfn & ~(PAGEBLOCK_NR_PAGES - 1)

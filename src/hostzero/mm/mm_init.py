@@ -91,7 +91,7 @@ def memblock_free_pages(mem: Memory, zone: int, start: int, end: int) -> None:
         order = MAX_PAGE_ORDER
         while (pfn & ((1 << order) - 1)) != 0 or pfn + (1 << order) > end:
             order -= 1
-        split_large_buddy(mem, zone, pfn, order, FPI_TO_TAIL)
+        split_large_buddy(mem, zone, pfn, order, FPI_TO_TAIL, False)
         pfn += 1 << order
 
 

@@ -36,6 +36,9 @@ MIGRATE_ISOLATE: Final = 5
 MIGRATE_TYPES: Final = 6
 MIGRATE_NAMES: Final = ("Unmovable", "Movable", "Reclaimable", "HighAtomic", "CMA", "Isolate")
 
+PB_MIGRATETYPE_MASK: Final = 7  # a pageblock's migrate type now
+PB_ISOLATE_SHIFT: Final = 3  # while it is isolated: above this, the type that it will have again
+
 PAGE_ALLOC_COSTLY_ORDER: Final = 3
 NR_LOWORDER_PCP_LISTS: Final = MIGRATE_PCPTYPES * (PAGE_ALLOC_COSTLY_ORDER + 1)
 NR_PCP_THP: Final = 2
@@ -222,7 +225,7 @@ class Memory(NamedTuple):
     compound_head: Any
     zone: Any
     pcp: Any  # [cpu * nr_zones + zone]
-    pageblock: Any  # migrate type by pageblock
+    pageblock: Any  # migrate type by pageblock; above it, while isolated, the type before
     zonelists: Any
     vm: Any
     ram: Any
@@ -276,14 +279,46 @@ def pcp_of(mem: Memory, zone: int, cpu: int) -> int:
 
 @inline
 def get_pageblock_migratetype(mem: Memory, pfn: int) -> int:
-    """Return the migrate type of the pageblock that holds `pfn`."""
-    return mem.pageblock[pfn >> PAGEBLOCK_ORDER]
+    """Return the migrate type of the pageblock that holds `pfn`; MIGRATE_ISOLATE while isolated."""
+    return mem.pageblock[pfn >> PAGEBLOCK_ORDER] & PB_MIGRATETYPE_MASK
 
 
 @inline
 def set_pageblock_migratetype(mem: Memory, pfn: int, migratetype: int) -> None:
-    """Give the pageblock that holds `pfn` another migrate type."""
+    """Give the pageblock that holds `pfn` another migrate type; ends an isolation, as in Linux."""
     mem.pageblock[pfn >> PAGEBLOCK_ORDER] = migratetype
+
+
+@inline
+def get_pageblock_isolate(mem: Memory, pfn: int) -> bool:
+    """Return whether the pageblock that holds `pfn` is isolated (kernel: same name)."""
+    return get_pageblock_migratetype(mem, pfn) == MIGRATE_ISOLATE
+
+
+@inline
+def set_pageblock_isolate(mem: Memory, pfn: int) -> None:
+    """Isolate a pageblock; it remembers its migrate type.
+
+    Linux has a bit of its own for this (`PB_migrate_isolate`); here the old type moves up,
+    so that reading the type, which every free does, stays one operation.
+    """
+    block = pfn >> PAGEBLOCK_ORDER
+    mem.pageblock[block] = MIGRATE_ISOLATE | mem.pageblock[block] << PB_ISOLATE_SHIFT
+
+
+@inline
+def clear_pageblock_isolate(mem: Memory, pfn: int) -> None:
+    """Give an isolated pageblock the migrate type back that it had (kernel: same name)."""
+    mem.pageblock[pfn >> PAGEBLOCK_ORDER] >>= PB_ISOLATE_SHIFT
+
+
+@inline
+def get_pageblock_type_before(mem: Memory, pfn: int) -> int:
+    """Return the migrate type that a pageblock has when it is not isolated."""
+    block = mem.pageblock[pfn >> PAGEBLOCK_ORDER]
+    if get_pageblock_isolate(mem, pfn):
+        return block >> PB_ISOLATE_SHIFT
+    return block
 
 
 @inline

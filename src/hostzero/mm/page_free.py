@@ -31,7 +31,7 @@ def __free_pages_ok(mem: Memory, pfn: int, order: int, fpi_flags: int) -> None:
         return
     if fpi_zeroed_holds(mem, fpi_flags):
         __SetPageZeroed(mem, pfn)
-    split_large_buddy(mem, page_zone(mem, pfn), pfn, order, fpi_flags)
+    split_large_buddy(mem, page_zone(mem, pfn), pfn, order, fpi_flags, False)
 
 
 @inline
@@ -52,7 +52,7 @@ def __free_frozen_pages(mem: Memory, pfn: int, order: int, fpi_flags: int, cpu: 
     migratetype = get_pageblock_migratetype(mem, pfn)
     if migratetype >= MIGRATE_PCPTYPES:
         if migratetype == MIGRATE_ISOLATE:
-            split_large_buddy(mem, zone, pfn, order, fpi_flags)
+            split_large_buddy(mem, zone, pfn, order, fpi_flags, False)
             return
         # CMA and highatomic pages share the movable list; the drain sorts them again.
         migratetype = MIGRATE_MOVABLE
