@@ -18,6 +18,7 @@ from hostzero.clock import Clock
 from hostzero.errors import OutOfMemory, UsageError, VmBug
 from hostzero.mm import page_alloc, page_free
 from hostzero.mm.balloon import BalloonPages
+from hostzero.mm.cma import CmaArea
 from hostzero.mm.debug import describe_bug
 from hostzero.mm.gfp import (
     GFP_KERNEL,
@@ -152,6 +153,7 @@ class MemoryManager:
         mem: the arrays that compiled code works on (`mmzone.Memory`).
         ram_bytes: guest RAM as bytes, for copies between a program and its pages.
         balloon: the pages that are inside the balloon.
+        cma: the CMA area, empty unless the configuration has one.
         page_reporting: the reporting state machine.
     """
 
@@ -190,6 +192,7 @@ class MemoryManager:
         if self.config.page_poisoning or self.config.want_init_on_free:
             self._prepare_boot_memory()
         self.balloon = BalloonPages(self.mem)
+        self.cma = CmaArea(self.nr_pages, self.config.cma_pages)
         self.page_reporting = PageReporting(self.mem, self.clock)
         self._oom_notifiers: list[Callable[[], int]] = []
         self._oom_kills = 0
