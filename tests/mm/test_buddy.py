@@ -237,6 +237,29 @@ def test_parts_of_a_large_block_that_merge_again_keep_its_mark(area: Area, flags
     assert (area.flags(0), area.flags(512)) == (flags, 0)
 
 
+def test_a_large_reported_block_hands_its_mark_to_its_parts(area: Area) -> None:
+    """Patch 3, split_large_buddy: parts that stay apart are what the host was told of."""
+    area.set_type(512, MIGRATE_CMA)
+    area.free(0, 10, flags=PG_zeroed, reported=True)
+    assert area.lists() == {(9, MT): [0], (9, MIGRATE_CMA): [512]}
+    assert (area.flags(0), area.flags(512)) == (PG_reported | PG_zeroed, PG_reported | PG_zeroed)
+
+
+@pytest.mark.parametrize("part", [0, 8])
+def test_a_reported_block_that_merges_as_it_is_freed_is_not_reported(area: Area, part: int) -> None:
+    """Patch 3, its later form: the mark is set after the free, so the larger block does not get it."""
+    area.free(8 - part, 3)
+    area.free(part, 3, reported=True)
+    assert area.lists() == {(4, MT): [0]}
+    assert (area.flags(0), area.flags(8)) == (0, 0)
+
+
+def test_reported_parts_that_merge_again_are_not_reported(area: Area) -> None:
+    area.free(0, 10, reported=True)
+    assert area.lists() == {(10, MT): [0]}
+    assert (area.flags(0), area.flags(512)) == (0, 0)
+
+
 def test_the_smallest_sufficient_block_is_taken_from_the_head(area: Area) -> None:
     for page, order in ((0, 3), (16, 2), (32, 2)):
         area.free(page, order)
