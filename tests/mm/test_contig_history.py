@@ -144,6 +144,8 @@ STEPS = st.one_of(
 @given(steps=st.lists(STEPS, max_size=20))
 @example(
     steps=[
+        ("contig", 8, GFP_COMP, GFP_ZERO),
+        ("contig", 7, 0, GFP_ZERO),
         ("report",),
         ("range", 1600, 300, 0),
         ("contig", 9, GFP_COMP, GFP_ZERO),
