@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hostzero.errors import BadAddress, MmError, OutOfMemory, UsageError
+from hostzero.mm.cma import cma_alloc_frozen_compound, cma_release_frozen
+from hostzero.mm.contig import alloc_contig_frozen_pages_user, free_contig_frozen_range
 from hostzero.mm.gfp import __GFP_MOVABLE, GFP_ZERO, USER_ADDR_NONE
 from hostzero.mm.hugetlb import (
     HTLB_ALLOC_MASK,
@@ -253,15 +255,13 @@ class Hugetlb:
     def free_deferred(self) -> None:
         """Free the gigantic pages that have left their pool (kernel: `free_hpage_workfn`)."""
         while (pfn := int(take_deferred(self.mem))) != NO_PAGE:
-            from hostzero.mm import cma, contig
-
             order = int(self.mem.mem_map[pfn].order)
             from_cma = bool(self.mem.mem_map[pfn].private & HPG_cma)
             self.mem.mem_map[pfn].private = 0
             if from_cma:
-                cma.cma_release_frozen(self._manager, pfn, order)
+                cma_release_frozen(self._manager, pfn, order)
             else:
-                contig.free_contig_frozen_range(self._manager, pfn, order)
+                free_contig_frozen_range(self._manager, pfn, order)
 
     def unmap(self, vma: Any, start: int, end: int, *, cpu: int) -> None:
         """Unmap whole huge pages of a mapping."""
@@ -330,16 +330,14 @@ class Hugetlb:
         Patch 9: both ways get the caller's `__GFP_ZERO`, so that `HPG_zeroed` is true of what
         was allocated; the address tells a contiguous range where the page will be touched.
         """
-        from hostzero.mm import cma, contig
-
         gfp |= GFP_GIGANTIC
         order = int(self.mem.hstate[h].order)
         bits, pfn = HPG_cma, NO_PAGE
         if self._manager.config.cma_pages:
-            pfn = cma.cma_alloc_frozen_compound(self._manager, order, gfp)
+            pfn = cma_alloc_frozen_compound(self._manager, order, gfp)
         if pfn == NO_PAGE:
             bits = 0
-            pfn = contig.alloc_contig_frozen_pages_user(self._manager, order, gfp, node, user_addr)
+            pfn = alloc_contig_frozen_pages_user(self._manager, order, gfp, node, user_addr)
         if pfn != NO_PAGE:
             self.mem.mem_map[pfn].page_type = PGTY_hugetlb
             self.mem.mem_map[pfn].private = bits
