@@ -75,7 +75,7 @@ def folio_hstate(mem: Memory, pfn: int) -> int:
     """Return the pool of a huge folio, which its size tells (kernel: `folio_hstate`)."""
     order = compound_order(mem, pfn)
     for h in range(NR_HSTATES):
-        if mem.hstate[h].order == order:
+        if order > 0 and mem.hstate[h].order == order:
             return h
     raise VmBug("folio_hstate: there is no pool of this folio's size")
 

@@ -277,11 +277,6 @@ def _check_hugetlb(mem: Memory, seen: object, contents: bool) -> int:
             return BAD_HUGE_COUNT
         if hs.resv_huge_pages < 0 or hs.resv_huge_pages > free or surplus < 0 or surplus > total:
             return BAD_HUGE_COUNT
-        for pfn in range(vm.nr_pages):
-            if m[pfn].page_type == PGTY_hugetlb and compound_order(mem, pfn) == hs.order:
-                total -= 1
-        if total != 0:
-            return BAD_HUGE_COUNT
     return NO_PROBLEM
 
 
@@ -319,6 +314,17 @@ def check_memory(mem: Memory, seen: object, contents: bool) -> int:
     return problem
 
 
+def _check_hugetlb_types(mem: Memory) -> int:
+    # Each page of a pool is counted in it, in use or not.
+    pages = mem.mem_map[: int(mem.vm[0].nr_pages)]
+    orders = pages.order[pages.page_type == PGTY_hugetlb]
+    for h in range(NR_HSTATES):
+        if np.count_nonzero(orders == mem.hstate[h].order) != mem.hstate[h].nr_huge_pages:
+            mem.vm[0].bug_pfn = NO_PAGE
+            return BAD_HUGE_COUNT
+    return NO_PROBLEM
+
+
 def verify_memory(mem: Memory, *, contents: bool = True) -> None:
     """Check all lists, counters and zero claims of a memory manager.
 
@@ -331,6 +337,6 @@ def verify_memory(mem: Memory, *, contents: bool = True) -> None:
         VmBug: the first problem found, with the page unless it is about a counter.
     """
     seen = np.zeros(int(mem.vm[0].nr_pages), dtype=np.uint8)
-    problem = int(check_memory(mem, seen, contents))
+    problem = int(check_memory(mem, seen, contents)) or _check_hugetlb_types(mem)
     if problem:
         raise VmBug(describe_bug(mem, VmBug(PROBLEMS[problem])))
