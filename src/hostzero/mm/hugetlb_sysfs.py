@@ -166,8 +166,10 @@ class Hugetlb:
 
         Raises:
             OutOfMemory: -ENOMEM, the pages cannot be reserved.
-            MmError: -EINVAL for an offset that is not whole huge pages.
+            MmError: -EINVAL for an offset that is not whole huge pages, -EBADF for a closed file.
         """
+        if not (file.is_open or file.anonymous):
+            raise MmError("mmap: -EBADF: the file is closed")
         if offset < 0 or offset % file.page_size:
             raise MmError(f"mmap: -EINVAL: offset {offset} is not whole pages of {file.page_size} bytes")
         v = vma[0]
@@ -264,8 +266,9 @@ class Hugetlb:
                 free_contig_frozen_range(self._manager, pfn, order)
 
     def unmap(self, vma: Any, start: int, end: int, *, cpu: int) -> None:
-        """Unmap whole huge pages of a mapping."""
+        """Unmap the whole huge pages of a range, which starts with one."""
         mapping = self._mappings[int(vma[0].file)]
+        end -= end % mapping.file.page_size
         unmap_hugepage_range(self.mem, vma, mapping.resv, start, end, cpu)
         self.free_deferred()
 

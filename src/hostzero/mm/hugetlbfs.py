@@ -68,6 +68,7 @@ class HugetlbFile:
         self.pages = np.full(pages, NO_PAGE, dtype=np.int64)
         self.resv = np.zeros(pages, dtype=np.int64)
         self._mappings: list[HugetlbMapping] = []
+        self.anonymous = anonymous
         self.is_open = not anonymous
 
     @property
@@ -115,8 +116,9 @@ class HugetlbFile:
         """Set the length; pages beyond it are unmapped everywhere and freed (kernel: `hugetlb_vmtruncate`).
 
         Raises:
-            MmError: -EINVAL for a length that is not whole huge pages.
+            MmError: -EINVAL for a length that is not whole huge pages, -EBADF for a closed file.
         """
+        self._require_open("truncate")
         if size < 0 or size % self.page_size:
             raise MmError(f"truncate: -EINVAL: {size} is not whole pages of {self.page_size} bytes")
         pages = size // self.page_size
@@ -219,6 +221,7 @@ class HugetlbFile:
                 self.pages[index] = NO_PAGE
                 put_page(self._mem, pfn, 0)
         self.unreserve(first, last)
+        self._hugetlb.free_deferred()
 
     def _zero(self, start: int, end: int) -> None:
         # hugetlbfs_zero_partial_page
@@ -231,8 +234,11 @@ class HugetlbFile:
             self._remove(0, len(self.pages))
 
     def _range(self, offset: int, length: int, call: str) -> tuple[int, int]:
-        if not self.is_open:
-            raise MmError(f"{call}: -EBADF: the file is closed")
+        self._require_open(call)
         if offset < 0 or length <= 0:
             raise MmError(f"{call}: -EINVAL: [{offset}, +{length}) is empty or negative")
         return offset // self.page_size, -(-(offset + length) // self.page_size)
+
+    def _require_open(self, call: str) -> None:
+        if not self.is_open:
+            raise MmError(f"{call}: -EBADF: the file is closed")
