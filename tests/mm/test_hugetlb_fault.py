@@ -119,28 +119,58 @@ print(seen)
 """
 
 
-def test_the_real_fault_address_decides_what_is_zeroed_last() -> None:
-    """Patch 20, mutant 44: not the aligned address, neither for a page of the pool nor for a fresh one.
-
-    Compiled code cannot be spied on, so this runs in an interpreter without the compiler.
-    """
+def run_uncompiled(program: str) -> str:
+    """Return what a program prints in an interpreter without the compiler; compiled code has no spies."""
     root = Path(__file__).resolve().parents[2]
     path = os.pathsep.join([str(root), *sys.path])
     child = subprocess.run(
-        [sys.executable, "-c", SPY],
+        [sys.executable, "-c", program],
         env={**os.environ, "NUMBA_DISABLE_JIT": "1", "PYTHONPATH": path},
         capture_output=True,
         text=True,
         check=True,
     )
+    return child.stdout
+
+
+def test_the_real_fault_address_decides_what_is_zeroed_last() -> None:
+    """Patch 20, mutant 44: not the aligned address, neither for a page of the pool nor for a fresh one."""
     pool_fault, fresh_fault = 5 * PAGE_SIZE, HUGE + 511 * PAGE_SIZE
-    assert eval(child.stdout) == [
+    assert eval(run_uncompiled(SPY)) == [
         ("hugetlb", 9, pool_fault),
         ("allocator", 9, fresh_fault),
         # Linux 7.2 without the series: the fault zeroes, whatever the allocator did.
         ("hugetlb", 9, pool_fault),
         ("hugetlb", 9, fresh_fault),
     ]
+
+
+SPY_GIGANTIC = """
+from hostzero.mm import prep
+from hostzero.mm.mmap import MAP_HUGETLB, MAP_NORESERVE
+from tests.mm.guest import booted
+from tests.mm.huge import MAP_GIGANTIC
+
+seen = []
+zero = prep.folio_zero_user
+
+def spy(mem, pfn, order, user_addr):
+    seen.append((int(order), int(user_addr) - addr))
+    zero(mem, pfn, order, user_addr)
+
+prep.folio_zero_user = spy
+with booted(24, gigantic_order=11) as mm:
+    mm.hugetlb.set_nr_overcommit(1, 11)
+    process = mm.spawn()
+    addr = process.mmap(8 << 20, MAP_HUGETLB | MAP_GIGANTIC | MAP_NORESERVE)
+    process.write(addr + 1234 * 4096 + 5, b"x")
+print(seen)
+"""
+
+
+def test_the_real_fault_address_reaches_a_gigantic_page() -> None:
+    """Patches 8 and 9: through Python, the contiguous allocation and `post_alloc_hook`."""
+    assert eval(run_uncompiled(SPY_GIGANTIC)) == [(11, 1234 * PAGE_SIZE)]
 
 
 # ------------------------------------------------------------------ who zeroes
