@@ -155,8 +155,13 @@ def dequeue_hugetlb_folio_node_exact(mem: Memory, h: int, nid: int) -> int:
 
 @compiled
 def dequeue_hugetlb_folio_nodemask(mem: Memory, h: int, nid: int) -> int:
-    """Take a free folio from the nearest node that has one, or NO_PAGE (kernel: same name)."""
+    """Take a free folio from the nearest node that has one, or NO_PAGE (kernel: same name).
+
+    `nid` is a row of `Memory.zonelists`, which may end early.
+    """
     for k in range(mem.vm[0].nr_zones):
+        if mem.zonelists[nid, k] < 0:
+            return NO_PAGE
         node = mem.zone[mem.zonelists[nid, k]].node
         if mem.hstate[h].free_huge_pages_node[node] == 0:
             continue
