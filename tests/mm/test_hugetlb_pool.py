@@ -104,6 +104,15 @@ def test_freeing_gives_a_reservation_back(mm: MemoryManager) -> None:
     check(mm)
 
 
+def test_a_page_that_is_reserved_again_stays_though_there_are_surplus_pages(mm: MemoryManager) -> None:
+    mm.hugetlb.set_nr_overcommit(1)
+    taken = [alloc(mm) for _ in range(4)]
+    mm.mem.mem_map[taken[0]].private |= HPG_restore_reserve
+    put_page(mm.mem, taken[0], 0)
+    assert mm.hugetlb.counters() == counters(4, 1, rsvd=1, surp=1)
+    check(mm)
+
+
 def test_freeing_forgets_that_a_page_was_zero(mm: MemoryManager) -> None:
     """HPG table: free_huge_folio. The page may have been mapped and written."""
     pfn = alloc(mm, GFP_ZERO)

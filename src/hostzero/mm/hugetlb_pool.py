@@ -243,7 +243,8 @@ def return_huge_folio(mem: Memory, pfn: int) -> bool:
 
     Source: `free_huge_folio` without the step back to the buddy lists, which belongs to
     `page_free.free_huge_folio`. A temporary folio leaves, and any folio while its node has
-    surplus ones. Nothing is known of the contents any more (patch 20): the folio may have
+    surplus ones, unless it is reserved again: Linux lets that one go too, and is left with a
+    reservation for which the pool has no page. Nothing is known of the contents any more (patch 20): the folio may have
     been mapped, and what never was is not worth telling apart.
     """
     h = folio_hstate(mem, pfn)
@@ -252,12 +253,13 @@ def return_huge_folio(mem: Memory, pfn: int) -> bool:
         raise VmBug("free_huge_folio: the folio is in use")
     page.mapping = 0
     page.private &= ~HPG_zeroed
-    if (page.private & HPG_restore_reserve) != 0:
+    restore_reserve = (page.private & HPG_restore_reserve) != 0
+    if restore_reserve:
         page.private &= ~HPG_restore_reserve
         mem.hstate[h].resv_huge_pages += 1
     if (page.private & HPG_temporary) != 0:
         remove_hugetlb_folio(mem, h, pfn, False)
-    elif mem.hstate[h].surplus_huge_pages_node[folio_nid(mem, pfn)] > 0:
+    elif not restore_reserve and mem.hstate[h].surplus_huge_pages_node[folio_nid(mem, pfn)] > 0:
         remove_hugetlb_folio(mem, h, pfn, True)
     else:
         enqueue_hugetlb_folio(mem, h, pfn)
