@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 from hostzero.mm import MemoryManager, ZoneSpec
+from hostzero.mm.hugetlb_pool import deferred_list
 from hostzero.mm.mmzone import (
     MAX_NUMNODES,
     MIGRATE_CMA,
@@ -56,7 +57,7 @@ def test_every_list_has_its_own_head_behind_the_last_page(boot: Boot) -> None:
         for pindex in range(NR_PCP_LISTS)
     ]
     heads += [hugepage_freelist(mem, h, node) for h in range(NR_HSTATES) for node in range(MAX_NUMNODES)]
-    heads.append(int(mem.vm[0].balloon_head))
+    heads += [deferred_list(mem), int(mem.vm[0].balloon_head)]
     assert sorted(heads) == list(range(2048, 2048 + nr_list_heads(2, 3)))
     assert len(mem.mem_map) == 2048 + nr_list_heads(2, 3)
 

@@ -18,6 +18,7 @@ from hostzero.mm.mmzone import (
     MIGRATE_ISOLATE,
     MIGRATE_UNMOVABLE,
     PAGEBLOCK_NR_PAGES,
+    hugepage_freelist,
 )
 from hostzero.mm.page_flags import PG_dirty, PG_reported, PG_zeroed, PGTY_buddy, PGTY_offline
 from hostzero.mm.snapshot import forget_zero_claims
@@ -247,6 +248,14 @@ def lose_a_balloon_page(mm: MemoryManager) -> None:
     list_del(mm.mem, a_balloon_page(mm))
 
 
+def put_a_page_into_a_pool_of_huge_pages(mm: MemoryManager) -> None:
+    list_add(mm.mem, mm.alloc_pages(GFP_KERNEL), hugepage_freelist(mm.mem, 0, 0))
+
+
+def miscount_huge_pages(mm: MemoryManager) -> None:
+    mm.mem.hstate[0].nr_huge_pages += 1
+
+
 DAMAGE: list[tuple[Damage, int]] = [
     (break_backward_link, module.BAD_LINKS),
     (break_forward_link, module.BAD_LINKS),
@@ -288,6 +297,8 @@ DAMAGE: list[tuple[Damage, int]] = [
     (lose_a_free_block, module.UNLISTED),
     (claim_zero_without_an_owner, module.UNLISTED),
     (lose_a_balloon_page, module.BAD_BALLOON_COUNT),
+    (put_a_page_into_a_pool_of_huge_pages, module.BAD_HUGE_PAGE),
+    (miscount_huge_pages, module.BAD_HUGE_COUNT),
 ]
 
 
@@ -303,6 +314,7 @@ def test_damage_is_reported_as_what_it_is(mm: MemoryManager, damage: Damage, pro
         module.BAD_FREE_PAGES,
         module.BAD_PCP_COUNT,
         module.BAD_BALLOON_COUNT,
+        module.BAD_HUGE_COUNT,
     }
     assert (": pfn " not in text) == about_a_counter
 

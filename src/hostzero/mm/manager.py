@@ -30,6 +30,7 @@ from hostzero.mm.gfp import (
     USER_ADDR_NONE,
     gfpflags_allow_blocking,
 )
+from hostzero.mm.hugetlb_sysfs import Hugetlb
 from hostzero.mm.mm_init import build_memory, setup_per_zone_wmarks
 from hostzero.mm.mmap import Process
 from hostzero.mm.mmzone import (
@@ -77,6 +78,7 @@ class MmConfig:
             after it (Linux 7.2 without the series), to compare with.
         dcache_aliasing: the data cache may hold a page twice, under two virtual addresses.
         icache_aliasing: the same of the instruction cache.
+        gigantic_order: a second huge page size, above any free block (18 on x86-64), or 0 for none.
         cma_pages: pages at the end of memory that are CMA; whole pageblocks.
         zones: the zones, in ascending order; none means the layout of an x86-64 guest.
     """
@@ -92,6 +94,7 @@ class MmConfig:
     user_zeroing: Literal["allocator", "caller"] = "allocator"
     dcache_aliasing: bool = False
     icache_aliasing: bool = False
+    gigantic_order: int = 0
     cma_pages: int = 0
     zones: tuple[ZoneSpec, ...] = ()
 
@@ -155,6 +158,7 @@ class MemoryManager:
         balloon: the pages that are inside the balloon.
         cma: the CMA area, empty unless the configuration has one.
         page_reporting: the reporting state machine.
+        hugetlb: the pools of huge pages.
     """
 
     def __init__(self, ram: Ram, config: MmConfig | None = None, clock: Clock | None = None) -> None:
@@ -194,6 +198,7 @@ class MemoryManager:
         self.balloon = BalloonPages(self.mem)
         self.cma = CmaArea(self.nr_pages, self.config.cma_pages)
         self.page_reporting = PageReporting(self.mem, self.clock)
+        self.hugetlb = Hugetlb(self)
         self._oom_notifiers: list[Callable[[], int]] = []
         self._oom_kills = 0
         vm.empty_zero_page = self.alloc_pages(GFP_KERNEL | GFP_ZERO)

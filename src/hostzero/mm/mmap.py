@@ -21,16 +21,26 @@ from hostzero.mm.memory import (
     touch_range,
     zap_page_range,
 )
-from hostzero.mm.mmzone import NO_PAGE
+from hostzero.mm.mmzone import HPAGE_PMD_ORDER, NO_PAGE
 from hostzero.mm.pgtable import TASK_SIZE, alloc_table, free_empty_tables, free_table
-from hostzero.mm.vma import VM_HUGEPAGE, VM_NOHUGEPAGE, VM_READ, VM_UNINITIALIZED, VM_WRITE, new_vma
-from hostzero.units import PAGE_SIZE, PMD_SIZE
+from hostzero.mm.vma import (
+    VM_HUGEPAGE,
+    VM_NOHUGEPAGE,
+    VM_NORESERVE,
+    VM_READ,
+    VM_SHARED,
+    VM_UNINITIALIZED,
+    VM_WRITE,
+    new_vma,
+)
+from hostzero.units import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
+    from hostzero.mm.hugetlbfs import HugetlbFile
     from hostzero.mm.manager import MemoryManager
 
 MADV_DONTNEED: Final = 4
@@ -38,10 +48,28 @@ MADV_HUGEPAGE: Final = 14
 MADV_NOHUGEPAGE: Final = 15
 MADV_POPULATE_WRITE: Final = 23
 
+MAP_SHARED: Final = 0x01
+MAP_PRIVATE: Final = 0x02
 MAP_FIXED: Final = 0x10
+MAP_NORESERVE: Final = 0x4000
+MAP_HUGETLB: Final = 0x40000
+MAP_HUGE_SHIFT: Final = 26
+MAP_HUGE_MASK: Final = 0x3F
 MAP_UNINITIALIZED: Final = 0x4000000
 """Ask for pages with whatever they hold. Linux has this for machines without an MMU; the
-benchmark uses it as the floor that no allocator can beat. Page tables are still zeroed."""
+benchmark uses it as the floor that no allocator can beat. Page tables are still zeroed.
+With MAP_HUGETLB the bit is the lowest of the page size's logarithm, as in Linux; alone there
+it cannot mean a size, and keeps its meaning here."""
+
+_HUGETLB_FLAGS: Final = (
+    MAP_SHARED
+    | MAP_PRIVATE
+    | MAP_FIXED
+    | MAP_NORESERVE
+    | MAP_HUGETLB
+    | MAP_UNINITIALIZED
+    | MAP_HUGE_MASK << MAP_HUGE_SHIFT
+)
 
 MMAP_BASE: Final = 0x7F00_0000_0000
 
@@ -82,54 +110,84 @@ class Process:
 
     @property
     def rss(self) -> int:
-        """Bytes of memory mapped into the process."""
+        """Bytes of memory mapped into the process, without hugetlb pages (as `VmRSS`)."""
         return (
             sum(
                 int(count_mapped(self._mem, self._pgd, low, high))
-                for _, low, high in self._pieces(0, TASK_SIZE)
+                for vma, low, high in self._pieces(0, TASK_SIZE)
+                if vma[0].hstate < 0
             )
             * PAGE_SIZE
         )
+
+    @property
+    def hugetlb_usage(self) -> int:
+        """Bytes of hugetlb pages mapped into the process (`HugetlbPages` of `/proc/pid/status`)."""
+        return sum(self._mm.hugetlb.usage(vma) for vma in self._vmas if vma[0].hstate >= 0)
 
     def exit(self) -> None:
         """Unmap everything and free the page tables; further calls raise `MmError`."""
         if self._pgd == NO_PAGE:
             return
-        for start, end in self._stretches(0, TASK_SIZE):
+        for start, end, _ in self._stretches(0, TASK_SIZE):
             self.munmap(start, end - start)
         free_table(self._mem, self._pgd, self._cpu)
         self._mem.mms[self._mm_id - 1].pgd = 0
         self._pgd = NO_PAGE
 
-    def mmap(self, length: int, flags: int = 0, addr: int = 0) -> int:
-        """Map `length` bytes of anonymous private memory; return the address.
+    def mmap(
+        self, length: int, flags: int = 0, addr: int = 0, *, file: HugetlbFile | None = None, offset: int = 0
+    ) -> int:
+        """Map `length` bytes of anonymous private memory, or of a hugetlb file; return the address.
 
         Mappings of at least 2 MiB start on a 2 MiB boundary, as Linux places them.
 
         Args:
-            length: rounded up to whole pages.
+            length: rounded up to whole pages of the mapping's size.
             flags: `MAP_FIXED` (with `addr`; address 0 is legal) and `MAP_UNINITIALIZED`.
+                `MAP_HUGETLB` maps huge pages, of 2 MiB or of the size whose logarithm stands
+                at `MAP_HUGE_SHIFT`; with it and with `file`, `MAP_SHARED`, `MAP_PRIVATE` (the
+                default) and `MAP_NORESERVE` are known too.
             addr: where to map with `MAP_FIXED`; ignored without.
+            file: a hugetlb file to map; implies `MAP_HUGETLB`.
+            offset: where in the file, a multiple of its page size.
 
         Raises:
             MmError: -EINVAL for a bad length or address, -EEXIST for a taken range
                 (Linux would replace it; here that is always a mistake).
+            OutOfMemory: -ENOMEM, huge pages could not be reserved.
         """
         self._alive()
-        length = -(-length // PAGE_SIZE) * PAGE_SIZE
+        huge = file is not None or flags & MAP_HUGETLB != 0
+        if flags & ~(_HUGETLB_FLAGS if huge else MAP_FIXED | MAP_UNINITIALIZED):
+            raise MmError(f"mmap: -EINVAL: unknown flags {flags:#x}")
+        uninitialized = flags & MAP_UNINITIALIZED != 0
+        size = PAGE_SIZE
+        if huge:
+            size_log = flags >> MAP_HUGE_SHIFT & MAP_HUGE_MASK
+            uninitialized = size_log == 1
+            order = HPAGE_PMD_ORDER if size_log < 2 else size_log - PAGE_SHIFT
+            size = file.page_size if file is not None else PAGE_SIZE << self._mm.hugetlb.valid_order(order)
+        length = -(-length // size) * size
         if length <= 0 or length > TASK_SIZE:
             raise MmError(f"mmap: -EINVAL: length {length} is not between one page and 2^47")
-        if flags & ~(MAP_FIXED | MAP_UNINITIALIZED):
-            raise MmError(f"mmap: -EINVAL: unknown flags {flags:#x}")
         if flags & MAP_FIXED:
-            if addr < 0 or addr % PAGE_SIZE or addr + length > TASK_SIZE:
+            if addr < 0 or addr % size or addr + length > TASK_SIZE:
                 raise MmError(f"mmap: -EINVAL: address {addr:#x} is unaligned or outside of user space")
             if any(vma[0].vm_start < addr + length and addr < vma[0].vm_end for vma in self._vmas):
                 raise MmError(f"mmap: -EEXIST: [{addr:#x}, {addr + length:#x}) is mapped already")
         else:
-            addr = self._unmapped_area(length)
-        vm_flags = VM_READ | VM_WRITE | (VM_UNINITIALIZED if flags & MAP_UNINITIALIZED else 0)
-        self._vmas.append(new_vma(addr, addr + length, vm_flags, self._pgd, self._mm_id, self._node))
+            addr = self._unmapped_area(length, size)
+        vm_flags = VM_READ | VM_WRITE | (VM_UNINITIALIZED if uninitialized else 0)
+        vma = new_vma(addr, addr + length, vm_flags, self._pgd, self._mm_id, self._node)
+        if huge:
+            vma[0].vm_flags |= (VM_SHARED if flags & MAP_SHARED else 0) | (
+                VM_NORESERVE if flags & MAP_NORESERVE else 0
+            )
+            if file is None:
+                file = self._mm.hugetlb.anon_file(length, size)
+            self._mm.hugetlb.mmap(vma, file, offset, self._vmas_of, cpu=self._cpu)
+        self._vmas.append(vma)
         self._vmas.sort(key=lambda vma: int(vma[0].vm_start))
         return addr
 
@@ -137,15 +195,18 @@ class Process:
         """Unmap `[addr, addr + length)` and free its pages; unmapped holes are no error.
 
         Raises:
-            MmError: -EINVAL for an unaligned address or an empty range.
+            MmError: -EINVAL for an unaligned address or an empty range, or for a part of a
+                hugetlb page.
             OutOfMemory: a huge page had to be split and there was no page for its table.
         """
         start, end = self._range(addr, length, "munmap")
         self._split_to(start, end)
         try:
-            for low, high in self._stretches(start, end):
+            for low, high, huge in self._stretches(start, end):
                 self._zap(low, high)
                 self._vmas = [vma for vma in self._vmas if not low <= vma[0].vm_start < high]
+                if huge is not None:
+                    self._mm.hugetlb.close(huge)
         finally:
             # Also when a later stretch failed: nothing would look at this part again.
             free_empty_tables(self._mem, self._pgd, start, end, self._cpu)
@@ -174,6 +235,8 @@ class Process:
         elif advice == MADV_POPULATE_WRITE:
             self._populate(start, end, write=True)
         else:
+            for vma, low, _ in self._pieces(start, end):
+                self._require_whole_pages(vma, low)
             self._zap(start, end)
 
     def touch(self, addr: int, length: int) -> None:
@@ -229,8 +292,11 @@ class Process:
             raise MmError(f"{call}: -EINVAL: [{addr:#x}, +{length:#x}) is unaligned, empty or not user space")
         return addr, addr + length
 
-    def _unmapped_area(self, length: int) -> int:
-        align = PMD_SIZE if length >= PMD_SIZE else PAGE_SIZE
+    def _vmas_of(self, number: int) -> list[Any]:
+        return [vma for vma in self._vmas if vma[0].file == number]
+
+    def _unmapped_area(self, length: int, size: int) -> int:
+        align = max(size, PMD_SIZE if length >= PMD_SIZE else PAGE_SIZE)
         addr = MMAP_BASE
         for vma in self._vmas:
             if vma[0].vm_end <= addr:
@@ -248,15 +314,22 @@ class Process:
             if low < high:
                 yield vma, low, high
 
-    def _stretches(self, start: int, end: int) -> list[tuple[int, int]]:
+    def _stretches(self, start: int, end: int) -> list[tuple[int, int, Any]]:
         # Neighbouring mappings as one: a huge page under two of them that goes whole is
-        # not split first, which takes a page that may not be there.
-        stretches: list[tuple[int, int]] = []
-        for _, low, high in self._pieces(start, end):
-            if stretches and stretches[-1][1] == low:
+        # not split first, which takes a page that may not be there. A hugetlb mapping stands
+        # for itself and comes with its record.
+        stretches: list[tuple[int, int, Any]] = []
+        for vma, low, high in self._pieces(start, end):
+            huge = vma if vma[0].hstate >= 0 else None
+            if huge is None and stretches and stretches[-1][1] == low and stretches[-1][2] is None:
                 low = stretches.pop()[0]
-            stretches.append((low, high))
+            stretches.append((low, high, huge))
         return stretches
+
+    def _require_whole_pages(self, vma: Any, *addresses: int) -> None:
+        size = self._mm.hugetlb.page_size(vma)
+        if any(at % size for at in addresses):
+            raise MmError(f"-EINVAL: a huge page of {size} bytes cannot be cut")
 
     def _require_mapped(self, start: int, end: int) -> None:
         at = start
@@ -270,7 +343,10 @@ class Process:
     def _split_to(self, start: int, end: int) -> list[Any]:
         """Cut mappings at the range's ends; return those inside (kernel: `split_vma`)."""
         inside = []
-        for vma, low, high in list(self._pieces(start, end)):
+        pieces = list(self._pieces(start, end))
+        for vma, low, high in pieces:
+            self._require_whole_pages(vma, low, high)
+        for vma, low, high in pieces:
             for at in (low, high):
                 if vma[0].vm_start < at < vma[0].vm_end:
                     self._cut(vma, at, keep_upper=at == low)
@@ -280,22 +356,27 @@ class Process:
     def _cut(self, vma: Any, at: int, *, keep_upper: bool) -> None:
         # `vma` keeps the side that the caller works on; the other side gets its own record.
         other = vma.copy()
-        if keep_upper:
-            other[0].vm_end = at
-            vma[0].vm_start = at
-        else:
-            other[0].vm_start = at
-            vma[0].vm_end = at
+        lower, upper = (other, vma) if keep_upper else (vma, other)
+        upper[0].vm_pgoff += (at - int(upper[0].vm_start)) >> PAGE_SHIFT
+        lower[0].vm_end = at
+        upper[0].vm_start = at
         self._vmas.append(other)
         self._vmas.sort(key=lambda entry: int(entry[0].vm_start))
 
     def _zap(self, start: int, end: int) -> None:
-        while not zap_page_range(self._mem, self._pgd, start, end, self._node, self._cpu):
-            if not self._mm.out_of_memory():
-                raise OutOfMemory("no page for the table that splitting a huge page needs")
+        for low, high, huge in self._stretches(start, end):
+            if huge is not None:
+                self._mm.hugetlb.unmap(huge, low, high, cpu=self._cpu)
+                continue
+            while not zap_page_range(self._mem, self._pgd, low, high, self._node, self._cpu):
+                if not self._mm.out_of_memory():
+                    raise OutOfMemory("no page for the table that splitting a huge page needs")
 
     def _populate(self, start: int, end: int, *, write: bool) -> None:
         for vma, low, high in list(self._pieces(start, end)):
+            if vma[0].hstate >= 0:
+                self._mm.hugetlb.populate(vma, low, high, write=write, cpu=self._cpu)
+                continue
             at = low
             while at < high:
                 at = int(populate_range(self._mem, vma, at, high, write, self._cpu))

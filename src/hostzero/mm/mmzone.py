@@ -150,7 +150,7 @@ VM_DTYPE: Final = np.dtype(
         ("htlb_buddy_alloc_fail", np.int64),
         ("memcg_charge_fail", np.int64),
         # what the benchmark is about, in bytes
-        ("zeroed_bytes", np.int64),  # by post_alloc_hook and init_on_free
+        ("zeroed_bytes", np.int64),  # by post_alloc_hook, init_on_free and hugetlb
         ("known_zero_bytes", np.int64),  # zeroing that a zero hint made unnecessary
         ("dropped_hint_bytes", np.int64),  # hints of pages whose caller did not want zeros
         ("zeroed_in_vain_bytes", np.int64),  # zeroed, then freed because a charge failed
@@ -201,6 +201,8 @@ HSTATE_DTYPE: Final = np.dtype(
         ("surplus_huge_pages", np.int64),
         ("nr_overcommit_huge_pages", np.int64),
         ("max_huge_pages", np.int64),
+        ("next_nid_to_alloc", np.int64),
+        ("next_nid_to_free", np.int64),
         ("nr_huge_pages_node", np.int64, (MAX_NUMNODES,)),
         ("free_huge_pages_node", np.int64, (MAX_NUMNODES,)),
         ("surplus_huge_pages_node", np.int64, (MAX_NUMNODES,)),
@@ -330,7 +332,8 @@ def migratetype_is_mergeable(migratetype: int) -> bool:
 def nr_list_heads(nr_zones: int, nr_cpus: int) -> int:
     """Return how many list heads stand behind the last page: free areas, per-CPU, hugetlb, balloon."""
     free_areas = nr_zones * NR_PAGE_ORDERS * MIGRATE_TYPES
-    return free_areas + nr_cpus * nr_zones * NR_PCP_LISTS + NR_HSTATES * MAX_NUMNODES + 1
+    hugetlb = NR_HSTATES * MAX_NUMNODES + 1  # pools by node, and what waits to be freed
+    return free_areas + nr_cpus * nr_zones * NR_PCP_LISTS + hugetlb + 1
 
 
 def default_zones(nr_pages: int) -> tuple[ZoneSpec, ...]:

@@ -11,6 +11,7 @@ from hostzero.errors import VmBug
 from hostzero.jit import compiled, inline
 from hostzero.mm.buddy import FPI_NONE, FPI_ZEROED, split_large_buddy
 from hostzero.mm.debug import VM_BUG_ON_PAGE
+from hostzero.mm.hugetlb_pool import folio_test_hugetlb, return_huge_folio
 from hostzero.mm.mmzone import (
     MIGRATE_ISOLATE,
     MIGRATE_MOVABLE,
@@ -57,6 +58,14 @@ def __free_frozen_pages(mem: Memory, pfn: int, order: int, fpi_flags: int, cpu: 
         # CMA and highatomic pages share the movable list; the drain sorts them again.
         migratetype = MIGRATE_MOVABLE
     free_frozen_page_commit(mem, zone, pfn, migratetype, order, cpu)
+
+
+@compiled
+def free_huge_folio(mem: Memory, pfn: int, cpu: int) -> None:
+    """Give a huge folio without references to its pool, or to the buddy lists (kernel: same name)."""
+    order = compound_order(mem, pfn)
+    if return_huge_folio(mem, pfn):
+        __free_frozen_pages(mem, pfn, order, FPI_NONE, cpu)
 
 
 @inline
@@ -106,10 +115,14 @@ def put_page_zeroed(mem: Memory, pfn: int, cpu: int) -> bool:
     """Drop a reference to a folio that is known to be zero; return whether it was freed.
 
     Source: patch 35, `put_page_zeroed` and `folio_put_zeroed`. Only the last put frees it
-    as zero: whoever holds another reference may still write, and the hint is lost.
+    as zero: whoever holds another reference may still write, and the hint is lost. A huge
+    folio goes its own way, on which the hint has no place.
     """
     if not put_page_testzero(mem, pfn):
         return False
+    if folio_test_hugetlb(mem, pfn):
+        free_huge_folio(mem, pfn, cpu)
+        return True
     __free_frozen_pages(mem, pfn, compound_order(mem, pfn), FPI_ZEROED, cpu)
     return True
 
@@ -119,5 +132,8 @@ def put_page(mem: Memory, pfn: int, cpu: int) -> bool:
     """Drop a reference to a folio; return whether it was freed (kernel: `folio_put`)."""
     if not put_page_testzero(mem, pfn):
         return False
+    if folio_test_hugetlb(mem, pfn):
+        free_huge_folio(mem, pfn, cpu)
+        return True
     __free_frozen_pages(mem, pfn, compound_order(mem, pfn), FPI_NONE, cpu)
     return True

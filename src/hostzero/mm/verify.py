@@ -16,6 +16,7 @@ from hostzero.errors import VmBug
 from hostzero.jit import compiled
 from hostzero.mm.clear_page import first_word_not
 from hostzero.mm.debug import describe_bug
+from hostzero.mm.hugetlb_pool import HPG_freed, folio_nid, folio_test_hugetlb_zeroed
 from hostzero.mm.list import list_next
 from hostzero.mm.mmzone import (
     MIGRATE_CMA,
@@ -23,6 +24,7 @@ from hostzero.mm.mmzone import (
     MIGRATE_ISOLATE,
     MIGRATE_TYPES,
     NO_PAGE,
+    NR_HSTATES,
     NR_PAGE_ORDERS,
     NR_PCP_LISTS,
     PAGEBLOCK_NR_PAGES,
@@ -30,6 +32,7 @@ from hostzero.mm.mmzone import (
     Memory,
     free_list,
     get_pageblock_migratetype,
+    hugepage_freelist,
     pcp_list,
     pcp_of,
 )
@@ -39,8 +42,10 @@ from hostzero.mm.page_flags import (
     PG_reported,
     PG_zeroed,
     PGTY_buddy,
+    PGTY_hugetlb,
     PGTY_none,
     PGTY_offline,
+    compound_order,
 )
 from hostzero.mm.pcplist import pindex_to_order
 
@@ -58,6 +63,8 @@ FALSE_ZERO: Final = 9
 UNMERGED: Final = 10
 UNLISTED: Final = 11
 BAD_BALLOON_COUNT: Final = 12
+BAD_HUGE_PAGE: Final = 13
+BAD_HUGE_COUNT: Final = 14
 
 PROBLEMS: Final = {
     BAD_LINKS: "a list's links do not match",
@@ -72,6 +79,8 @@ PROBLEMS: Final = {
     UNMERGED: "two free buddies were not merged",
     UNLISTED: "a page claims to be zero or free that is on no free list",
     BAD_BALLOON_COUNT: "the balloon's count does not match its list",
+    BAD_HUGE_PAGE: "a free huge page is in use, or not of its pool",
+    BAD_HUGE_COUNT: "a huge page pool's counters do not match its pages",
 }
 """What each number means, as `verify_memory` says it."""
 
@@ -224,6 +233,54 @@ def _check_balloon(mem: Memory, seen: object, contents: bool) -> int:
 
 
 @compiled
+def _check_hugetlb(mem: Memory, seen: object, contents: bool) -> int:
+    m = mem.mem_map
+    vm = mem.vm[0]
+    for h in range(NR_HSTATES):
+        hs = mem.hstate[h]
+        free = 0
+        surplus = 0
+        total = 0
+        for nid in range(vm.nr_nodes):
+            head = hugepage_freelist(mem, h, nid)
+            count = 0
+            before = head
+            pfn = list_next(mem, head)
+            while pfn != head:
+                vm.bug_pfn = pfn
+                if pfn < 0 or pfn >= vm.nr_pages or m[pfn].lru_prev != before:
+                    return BAD_LINKS
+                if seen[pfn] != 0:  # type: ignore[index]
+                    return LISTED_TWICE
+                seen[pfn] = 3  # type: ignore[index]
+                if m[pfn].page_type != PGTY_hugetlb or compound_order(mem, pfn) != hs.order:
+                    return BAD_HUGE_PAGE
+                if folio_nid(mem, pfn) != nid or (m[pfn].private & HPG_freed) == 0:
+                    return BAD_HUGE_PAGE
+                if m[pfn]._refcount != 0 or m[pfn]._mapcount != -1 or m[pfn].mapping != 0:
+                    return STILL_OWNED
+                if contents and folio_test_hugetlb_zeroed(mem, pfn):
+                    if first_word_not(mem, pfn, 1 << hs.order, 0) >= 0:
+                        return FALSE_ZERO
+                count += 1
+                before = pfn
+                pfn = list_next(mem, pfn)
+            vm.bug_pfn = NO_PAGE
+            if m[head].lru_prev != before:
+                return BAD_LINKS
+            if count != hs.free_huge_pages_node[nid]:
+                return BAD_HUGE_COUNT
+            free += count
+            surplus += hs.surplus_huge_pages_node[nid]
+            total += hs.nr_huge_pages_node[nid]
+        if free != hs.free_huge_pages or surplus != hs.surplus_huge_pages or total != hs.nr_huge_pages:
+            return BAD_HUGE_COUNT
+        if hs.resv_huge_pages < 0 or hs.resv_huge_pages > free or surplus < 0 or surplus > total:
+            return BAD_HUGE_COUNT
+    return NO_PROBLEM
+
+
+@compiled
 def _check_unlisted(mem: Memory, seen: object) -> int:
     # Outside the lists nobody may claim to be free. PG_private is an owner's to use, so a
     # claim can only be recognised on a page without an owner.
@@ -251,8 +308,21 @@ def check_memory(mem: Memory, seen: object, contents: bool) -> int:
     if problem == NO_PROBLEM:
         problem = _check_balloon(mem, seen, contents)
     if problem == NO_PROBLEM:
+        problem = _check_hugetlb(mem, seen, contents)
+    if problem == NO_PROBLEM:
         problem = _check_unlisted(mem, seen)
     return problem
+
+
+def _check_hugetlb_types(mem: Memory) -> int:
+    # Each page of a pool is counted in it, in use or not.
+    pages = mem.mem_map[: int(mem.vm[0].nr_pages)]
+    orders = pages.order[pages.page_type == PGTY_hugetlb]
+    for h in range(NR_HSTATES):
+        if np.count_nonzero(orders == mem.hstate[h].order) != mem.hstate[h].nr_huge_pages:
+            mem.vm[0].bug_pfn = NO_PAGE
+            return BAD_HUGE_COUNT
+    return NO_PROBLEM
 
 
 def verify_memory(mem: Memory, *, contents: bool = True) -> None:
@@ -267,6 +337,6 @@ def verify_memory(mem: Memory, *, contents: bool = True) -> None:
         VmBug: the first problem found, with the page unless it is about a counter.
     """
     seen = np.zeros(int(mem.vm[0].nr_pages), dtype=np.uint8)
-    problem = int(check_memory(mem, seen, contents))
+    problem = int(check_memory(mem, seen, contents)) or _check_hugetlb_types(mem)
     if problem:
         raise VmBug(describe_bug(mem, VmBug(PROBLEMS[problem])))

@@ -15,6 +15,9 @@ from hostzero.units import PAGE_SHIFT
 
 VM_READ: Final = 0x1
 VM_WRITE: Final = 0x2
+VM_SHARED: Final = 0x8
+VM_NORESERVE: Final = 0x20_0000
+VM_HUGETLB: Final = 0x40_0000
 VM_UNINITIALIZED: Final = 0x1000_0000_0000  # mmap(MAP_UNINITIALIZED): pages with old contents
 VM_HUGEPAGE: Final = 0x2000_0000
 VM_NOHUGEPAGE: Final = 0x4000_0000
@@ -31,7 +34,7 @@ VMA_DTYPE: Final = np.dtype(
         ("policy", np.int64),  # memory policy (`mempolicy`); 0 is MPOL_DEFAULT
         ("nodemask", np.int64),  # nodes of the policy, a bit each
         ("hstate", np.int64),  # hugetlb page size of the mapping (`hugetlb`), -1 for none
-        ("file", np.int64),  # hugetlbfs file (`hugetlbfs`), 0 for anonymous
+        ("file", np.int64),  # number of the hugetlb mapping (`hugetlbfs.HugetlbMapping`), 0 for none
     ],
     align=True,
 )
