@@ -29,6 +29,7 @@ from hostzero.mm.gfp import (
     USER_ADDR_NONE,
     gfpflags_allow_blocking,
 )
+from hostzero.mm.memcontrol import MemoryCgroups
 from hostzero.mm.mm_init import build_memory, setup_per_zone_wmarks
 from hostzero.mm.mmap import Process
 from hostzero.mm.mmzone import (
@@ -153,6 +154,7 @@ class MemoryManager:
         ram_bytes: guest RAM as bytes, for copies between a program and its pages.
         balloon: the pages that are inside the balloon.
         page_reporting: the reporting state machine.
+        memcg: the memory cgroups.
     """
 
     def __init__(self, ram: Ram, config: MmConfig | None = None, clock: Clock | None = None) -> None:
@@ -191,6 +193,7 @@ class MemoryManager:
             self._prepare_boot_memory()
         self.balloon = BalloonPages(self.mem)
         self.page_reporting = PageReporting(self.mem, self.clock)
+        self.memcg = MemoryCgroups(self.mem)
         self._oom_notifiers: list[Callable[[], int]] = []
         self._oom_kills = 0
         vm.empty_zero_page = self.alloc_pages(GFP_KERNEL | GFP_ZERO)

@@ -91,6 +91,19 @@ class Process:
             * PAGE_SIZE
         )
 
+    @property
+    def memcg(self) -> int:
+        """The memory cgroup that the pages of future faults are charged to; 0 is the root.
+
+        What has been charged stays where it is, as in Linux when a process moves.
+        """
+        return int(self._mem.mms[self._mm_id - 1].memcg)
+
+    @memcg.setter
+    def memcg(self, memcg: int) -> None:
+        self._alive()
+        self._mem.mms[self._mm_id - 1].memcg = self._mm.memcg.check(memcg)
+
     def exit(self) -> None:
         """Unmap everything and free the page tables; further calls raise `MmError`."""
         if self._pgd == NO_PAGE:

@@ -11,6 +11,7 @@ from hostzero.errors import VmBug
 from hostzero.jit import compiled, inline
 from hostzero.mm.buddy import FPI_NONE, FPI_ZEROED, split_large_buddy
 from hostzero.mm.debug import VM_BUG_ON_PAGE
+from hostzero.mm.memcontrol import mem_cgroup_uncharge
 from hostzero.mm.mmzone import (
     MIGRATE_ISOLATE,
     MIGRATE_MOVABLE,
@@ -110,6 +111,7 @@ def put_page_zeroed(mem: Memory, pfn: int, cpu: int) -> bool:
     """
     if not put_page_testzero(mem, pfn):
         return False
+    mem_cgroup_uncharge(mem, pfn)
     __free_frozen_pages(mem, pfn, compound_order(mem, pfn), FPI_ZEROED, cpu)
     return True
 
@@ -119,5 +121,6 @@ def put_page(mem: Memory, pfn: int, cpu: int) -> bool:
     """Drop a reference to a folio; return whether it was freed (kernel: `folio_put`)."""
     if not put_page_testzero(mem, pfn):
         return False
+    mem_cgroup_uncharge(mem, pfn)
     __free_frozen_pages(mem, pfn, compound_order(mem, pfn), FPI_NONE, cpu)
     return True
