@@ -38,7 +38,7 @@ def page_counter_try_charge(mem: Memory, memcg: int, nr_pages: int) -> bool:
     """Add pages to a cgroup and every cgroup above it, or to none of them (kernel: same name)."""
     at = memcg
     while at > ROOT_MEMCG:
-        if mem.memcg[at].usage + nr_pages > mem.memcg[at].max:
+        if mem.memcg[at].usage + nr_pages > mem.memcg[at].max_pages:
             mem.memcg[at].failcnt += 1
             while memcg != at:  # what was added below goes again
                 mem.memcg[memcg].usage -= nr_pages
@@ -121,7 +121,7 @@ class MemoryCgroups:
             raise MmError(f"memcg: -ENOMEM: there are {NR_MEMCGS} cgroups already")
         memcg = int(free[0])
         record = self._mem.memcg[memcg]
-        record.parent, record.usage, record.max, record.failcnt, record.in_use = parent, 0, limit, 0, 1
+        record.parent, record.usage, record.max_pages, record.failcnt, record.in_use = parent, 0, limit, 0, 1
         return memcg
 
     def set_max(self, memcg: int, max_bytes: int | None) -> None:
@@ -129,7 +129,7 @@ class MemoryCgroups:
 
         Linux would reclaim down to the limit, and kill when that fails.
         """
-        self._mem.memcg[self._not_root(memcg)].max = _pages(max_bytes)
+        self._mem.memcg[self._not_root(memcg)].max_pages = _pages(max_bytes)
 
     def usage_bytes(self, memcg: int) -> int:
         """Return `memory.current`: bytes charged to a cgroup and to those below it."""
@@ -158,7 +158,7 @@ class MemoryCgroups:
         """Return the cgroup, `memcg` or one above it, whose limit refuses `nr_pages`; None if none does."""
         while memcg > ROOT_MEMCG:
             record = self._mem.memcg[memcg]
-            if int(record.usage) + nr_pages > int(record.max):
+            if int(record.usage) + nr_pages > int(record.max_pages):
                 return memcg
             memcg = int(record.parent)
         return None
@@ -166,7 +166,7 @@ class MemoryCgroups:
     def describe(self, memcg: int) -> str:
         """Return a cgroup's name, usage and limit for an error's text."""
         record = self._mem.memcg[memcg]
-        return f"cgroup {memcg} ({int(record.usage) << 2} of {int(record.max) << 2} KiB in use)"
+        return f"cgroup {memcg} ({int(record.usage) << 2} of {int(record.max_pages) << 2} KiB in use)"
 
     def check(self, memcg: int) -> int:
         """Return `memcg`.

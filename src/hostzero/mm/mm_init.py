@@ -198,7 +198,7 @@ def build_memory(
     vm[0].nr_nodes = len(mem.zonelists)
     vm[0].balloon_head = nr_pages + heads - 1
     mem.memcg[0].parent = -1
-    mem.memcg[0].max = UNLIMITED
+    mem.memcg[0].max_pages = UNLIMITED
     mem.memcg[0].in_use = 1
     vm[0].bug_pfn = NO_PAGE
     vm[0].ram_base = ram.ctypes.data

@@ -179,7 +179,7 @@ MEMCG_DTYPE: Final = np.dtype(
     [
         ("parent", np.int64),  # -1: none (the root)
         ("usage", np.int64),  # pages
-        ("max", np.int64),  # pages; a charge beyond fails
+        ("max_pages", np.int64),  # a charge beyond fails; a field named `max` would hide behind numpy's own
         ("failcnt", np.int64),
         ("in_use", np.int64),
     ],
