@@ -154,19 +154,16 @@ class MemoryCgroups:
         memcg_reparent(self._mem, memcg, int(cgroups[memcg].parent))
         cgroups[memcg].in_use = 0
 
-    def at_limit(self, memcg: int, nr_pages: int = 1) -> int | None:
-        """Return the cgroup, `memcg` or one above it, whose limit refuses `nr_pages`; None if none does."""
-        while memcg > ROOT_MEMCG:
-            record = self._mem.memcg[memcg]
-            if int(record.usage) + nr_pages > int(record.max_pages):
-                return memcg
-            memcg = int(record.parent)
-        return None
-
-    def describe(self, memcg: int) -> str:
-        """Return a cgroup's name, usage and limit for an error's text."""
-        record = self._mem.memcg[memcg]
-        return f"cgroup {memcg} ({int(record.usage) << 2} of {int(record.max_pages) << 2} KiB in use)"
+    def describe_limit(self, memcg: int, nr_pages: int = 1) -> str:
+        """Return an error's text: which cgroup, `memcg` or one above it, refuses `nr_pages`."""
+        at = memcg
+        while self._mem.memcg[at].usage + nr_pages <= self._mem.memcg[at].max_pages:
+            at = int(self._mem.memcg[at].parent)
+            if at <= ROOT_MEMCG:
+                return f"cgroup {memcg} refused it"
+        record = self._mem.memcg[at]
+        used, most = int(record.usage) << (PAGE_SHIFT - 10), int(record.max_pages) << (PAGE_SHIFT - 10)
+        return f"cgroup {at} is at its limit, {used} of {most} KiB in use"
 
     def check(self, memcg: int) -> int:
         """Return `memcg`.

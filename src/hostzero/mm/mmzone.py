@@ -143,6 +143,8 @@ VM_DTYPE: Final = np.dtype(
         ("compact_fail", np.int64),
         ("pswpin", np.int64),
         ("pswpout", np.int64),
+        ("nr_swap_pages", np.int64),  # free slots
+        ("swap_next", np.int64),  # where the search for a slot goes on
         ("htlb_buddy_alloc_success", np.int64),
         ("htlb_buddy_alloc_fail", np.int64),
         ("memcg_charge_fail", np.int64),
@@ -168,6 +170,7 @@ MM_DTYPE: Final = np.dtype(
     [
         ("pgd", np.int64),  # page of the top table; 0 while the slot is free
         ("memcg", np.int64),  # cgroup that the process's pages are charged to
+        ("memcg_in_oom", np.int64),  # that cgroup + 1 after a fault failed at its limit, else 0
     ],
     align=True,
 )
@@ -229,6 +232,8 @@ class Memory(NamedTuple):
     mms: Any  # address spaces by mm_id - 1
     memcg: Any  # memory cgroups; 0 is the root
     hstate: Any  # hugetlb pools by page size
+    swap_map: Any  # by slot of the swap area: 1 if it holds a page
+    swap_area: Any  # the area as 64-bit words (512 a slot)
     kernel_lines: (
         Any  # by page: what the kernel's alias of an aliasing cache holds (`cachealias`); else empty
     )
