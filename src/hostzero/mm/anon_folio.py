@@ -159,7 +159,7 @@ def vma_alloc_zeroed_movable_folio(mem: Memory, vma: object, addr: int, cpu: int
 
     Source: same name, patch 13; no architecture has a form of its own any more (patch 14).
     """
-    return folio_prealloc(mem, vma, GFP_HIGHUSER_MOVABLE | __GFP_ZERO, addr, cpu)
+    return alloc_charged_folio(mem, vma, GFP_HIGHUSER_MOVABLE | __GFP_ZERO, 0, addr, cpu)
 
 
 @inline
@@ -235,4 +235,4 @@ def alloc_anon_folio(mem: Memory, vma: object, word: int, addr: int, cpu: int) -
         pfn = alloc_charged_folio(mem, vma, gfp, order, addr, cpu)
         if pfn != NO_PAGE:
             return pfn, order
-    return folio_prealloc(mem, vma, GFP_HIGHUSER_MOVABLE | anon_gfp(vma), addr, cpu), 0
+    return alloc_charged_folio(mem, vma, GFP_HIGHUSER_MOVABLE | anon_gfp(vma), 0, addr, cpu), 0

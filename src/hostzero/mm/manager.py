@@ -121,6 +121,7 @@ class VmStats:
     pgalloc: int
     pgfree: int
     pgfault: int
+    pgmajfault: int
     thp_fault_alloc: int
     thp_fault_fallback: int
     allocstall: int
@@ -331,6 +332,7 @@ class MemoryManager:
             pgalloc=int(vm.pgalloc),
             pgfree=int(vm.pgfree),
             pgfault=int(vm.pgfault),
+            pgmajfault=int(vm.pgmajfault),
             thp_fault_alloc=int(vm.thp_fault_alloc),
             thp_fault_fallback=int(vm.thp_fault_fallback),
             allocstall=int(vm.allocstall),

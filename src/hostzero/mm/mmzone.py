@@ -129,6 +129,7 @@ VM_DTYPE: Final = np.dtype(
         ("pgalloc", np.int64),
         ("pgfree", np.int64),
         ("pgfault", np.int64),
+        ("pgmajfault", np.int64),
         ("thp_fault_alloc", np.int64),
         ("thp_fault_fallback", np.int64),
         ("allocstall", np.int64),
@@ -149,7 +150,7 @@ VM_DTYPE: Final = np.dtype(
         ("htlb_buddy_alloc_fail", np.int64),
         ("memcg_charge_fail", np.int64),
         # what the benchmark is about, in bytes
-        ("zeroed_bytes", np.int64),  # by post_alloc_hook and init_on_free
+        ("zeroed_bytes", np.int64),  # by post_alloc_hook, init_on_free, or the fault (zero_in_caller)
         ("known_zero_bytes", np.int64),  # zeroing that a zero hint made unnecessary
         ("dropped_hint_bytes", np.int64),  # hints of pages whose caller did not want zeros
         ("zeroed_in_vain_bytes", np.int64),  # zeroed, then freed because a charge failed

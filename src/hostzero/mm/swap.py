@@ -21,7 +21,6 @@ from hostzero.mm.anon_folio import (
     alloc_charged_folio,
     anon_folio_orders,
     folio_first_word,
-    folio_prealloc,
     map_anon_folio_pte,
     thp_vma_suitable_order,
     vma_thp_gfp_mask,
@@ -214,7 +213,7 @@ def alloc_swap_folio(mem: Memory, vma: object, word: int, addr: int, cpu: int) -
         pfn = alloc_charged_folio(mem, vma, vma_thp_gfp_mask(vma), order, addr, cpu)
         if pfn != NO_PAGE:
             return pfn, order
-    return folio_prealloc(mem, vma, GFP_HIGHUSER_MOVABLE, addr, cpu), 0
+    return alloc_charged_folio(mem, vma, GFP_HIGHUSER_MOVABLE, 0, addr, cpu), 0
 
 
 @compiled
@@ -234,6 +233,7 @@ def do_swap_page(mem: Memory, vma: object, word: int, addr: int, cpu: int) -> in
         swap_free(mem, slot + i)
     map_anon_folio_pte(mem, vma, pfn, order, word, addr)
     mem.vm[0].pswpin += count
+    mem.vm[0].pgmajfault += 1
     return pfn + sub
 
 
