@@ -232,7 +232,7 @@ def test_at_the_limit_the_error_names_the_cgroup_and_no_notifier_runs(boot: Boot
 
     def notifier() -> int:
         calls.append(1)
-        return 1
+        return 0
 
     mm.register_oom_notifier(notifier)
     process = mm.spawn()
