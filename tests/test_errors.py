@@ -16,6 +16,7 @@ PARENTS = {
     "BackingUnavailable": "RamError",
     "MmError": "HostzeroError",
     "OutOfMemory": "MmError",
+    "MemcgOutOfMemory": "OutOfMemory",
     "BadAddress": "MmError",
     "VmBug": "MmError",
     "VirtioError": "HostzeroError",

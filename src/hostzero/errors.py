@@ -10,6 +10,7 @@
     │   └── BackingUnavailable    this machine does not have that backing, or not enough of it
     ├── MmError                   mm/: the guest's memory manager
     │   ├── OutOfMemory           no free page after every reserve and notifier
+    │   │   └── MemcgOutOfMemory  a memory cgroup is at its limit
     │   ├── BadAddress            a process touched an address that it has not mapped
     │   └── VmBug                 a debug assertion of the kernel failed (VM_BUG_ON)
     ├── VirtioError               virtio/: the wire
@@ -51,6 +52,10 @@ class MmError(HostzeroError):
 
 class OutOfMemory(MmError):
     """No free page is left after the reserves, the drains and the OOM notifiers."""
+
+
+class MemcgOutOfMemory(OutOfMemory):
+    """A memory cgroup is at its limit; the guest as a whole may have memory left."""
 
 
 class BadAddress(MmError):

@@ -69,6 +69,9 @@ class FakeStats:
     pgfault: int = 13
     allocstall: int = 14
     oom_kill: int = 15
+    pgmajfault: int = 16
+    pswpin: int = 17
+    pswpout: int = 18
 
 
 class FakeBalloon:

@@ -25,6 +25,9 @@ def test_sizes_are_in_bytes_and_events_are_not() -> None:
         StatTag.MINFLT: 13,
         StatTag.ALLOC_STALL: 14,
         StatTag.OOM_KILL: 15,
+        StatTag.MAJFLT: 16,
+        StatTag.SWAP_IN: 17 * PAGE_SIZE,
+        StatTag.SWAP_OUT: 18 * PAGE_SIZE,
     }
 
 

@@ -31,7 +31,7 @@ from hostzero.mm.mmzone import (
     NO_PAGE,
     PAGEBLOCK_NR_PAGES,
 )
-from hostzero.mm.page_flags import PG_reported, PG_zeroed
+from hostzero.mm.page_flags import PG_head, PG_reported, PG_zeroed
 from hostzero.units import Pfn
 from tests.mm.conftest import Boot
 from tests.mm.guest import block_start, free_lists, verify
@@ -177,6 +177,16 @@ def test_a_movable_pageblock_with_few_kernel_pages_is_only_stolen_from(movable: 
     assert type_of(movable, 64) == M
     assert stats(movable) == (0, 1)
     assert (0, 0, M) in free_lists(movable.mem)
+
+
+@pytest.mark.parametrize(("order", "claimed"), [(8, False), (0, True)])
+def test_every_page_of_a_mapped_folio_is_movable(movable: MemoryManager, order: int, claimed: bool) -> None:
+    """Only its head says that it is mapped: 64 pages are free, and 256 + 10 or 1 + 10 are movable."""
+    crowd(movable, mapped=10, free=range(64, 128))
+    head = movable.mem.mem_map[256]
+    head.mapping, head.order, head.flags_f = 1, order, PG_head if order else 0
+    assert __rmqueue_fallback(movable.mem, 0, 0, U, ALLOC_WMARK_LOW) == 64
+    assert (type_of(movable, 64) == U) == claimed
 
 
 def test_kernel_pages_in_a_movable_pageblock_count_as_alike(movable: MemoryManager) -> None:

@@ -1,11 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from hostzero.errors import OutOfMemory
@@ -35,6 +30,7 @@ from tests.mm.processes import (
     pfn_at,
     release_blocks,
 )
+from tests.mm.spy import spy
 
 
 @pytest.fixture
@@ -328,54 +324,26 @@ def test_a_failed_unmap_leaks_no_tables(boot: Boot) -> None:
 
 # ------------------------------------------------------------------ the fault address
 
-SPY = """
-from hostzero.mm import prep
-from tests.mm.guest import booted
-
-seen = []
-hook, zero = prep.post_alloc_hook, prep.folio_zero_user
-
-def spy_hook(mem, pfn, order, gfp, user_addr, zeroed):
-    seen.append(("hook", int(order), int(user_addr)))
-    hook(mem, pfn, order, gfp, user_addr, zeroed)
-
-def spy_zero(mem, pfn, order, user_addr):
-    seen.append(("zero", int(order), int(user_addr)))
-    zero(mem, pfn, order, user_addr)
-
+FAULTS = f"""
 with booted(8) as mm:
-    prep.post_alloc_hook, prep.folio_zero_user = spy_hook, spy_zero
+    start()
     process = mm.spawn()
     huge = process.mmap(2 << 20, {MAP_FIXED}, 0)
     process.write(5 * 4096 + 123, b"x")
-    small = process.mmap(1 << 20)
+    small = process.mmap(1 << 20, {MAP_FIXED}, 1 << 30)
     process.write(small + 9 * 4096 + 77, b"x")
     process.munmap(0, 2 << 20)
     process.mmap(2 << 20, {MAP_FIXED}, 0)
     process.write(1, b"x")
-print([entry for entry in seen if entry[2] != -1], small)
 """
 
 
 def test_the_raw_fault_address_travels_to_the_zeroing() -> None:
-    """Patches 7, 15 and 18: not the aligned address; and address 0 is an address, not "none".
-
-    Compiled code cannot be spied on, so this runs in an interpreter without the compiler.
-    """
-    root = Path(__file__).resolve().parents[2]
-    path = os.pathsep.join([str(root), *sys.path])
-    child = subprocess.run(
-        [sys.executable, "-c", SPY.replace("{MAP_FIXED}", str(MAP_FIXED))],
-        env={**os.environ, "NUMBA_DISABLE_JIT": "1", "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    seen, small = child.stdout.strip().rsplit(" ", 1)
-    assert eval(seen) == [
+    """Patches 7, 15 and 18: not the aligned address; and address 0 is an address, not "none"."""
+    assert [(what, order, addr) for what, order, addr, _ in spy(FAULTS)] == [
         ("hook", 9, 5 * PAGE_SIZE),
         ("zero", 9, 5 * PAGE_SIZE),
-        ("hook", 0, int(small) + 9 * PAGE_SIZE),
+        ("hook", 0, (1 << 30) + 9 * PAGE_SIZE),
         ("hook", 9, 0),
         ("zero", 9, 0),
     ]

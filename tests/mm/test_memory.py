@@ -10,6 +10,7 @@ from hostzero.mm import MemoryManager, Process, memory
 from hostzero.mm.mmap import (
     MADV_DONTNEED,
     MADV_NOHUGEPAGE,
+    MADV_PAGEOUT,
     MADV_POPULATE_WRITE,
     MAP_FIXED,
     MAP_UNINITIALIZED,
@@ -17,6 +18,7 @@ from hostzero.mm.mmap import (
 from hostzero.mm.pgtable import PAGE_DIRTY, PAGE_RW
 from hostzero.units import PAGE_SIZE
 from tests.mm.guest import booted, dirty_free_memory, page_bytes, reads_zero, verify
+from tests.mm.mappings import verify_mappings
 from tests.mm.processes import HUGE, contents, free_pages, is_huge, mapped, pfn_at, table_entries
 
 
@@ -188,7 +190,7 @@ Access = tuple[str, int, int, int]
 
 accesses = st.lists(
     st.tuples(
-        st.sampled_from(["write", "read", "fill", "touch", "drop", "populate"]),
+        st.sampled_from(["write", "read", "fill", "touch", "drop", "populate", "pageout"]),
         st.integers(0, 12 * PAGE_SIZE - 1),
         st.integers(1, 3 * PAGE_SIZE),
         st.integers(1, 255),
@@ -198,11 +200,13 @@ accesses = st.lists(
 
 
 @settings(max_examples=60 if COMPILER_ON else 6)
-@given(sequence=accesses, straddling=st.booleans())
-def test_memory_reads_as_it_was_written(sequence: list[Access], straddling: bool) -> None:
+@given(sequence=accesses, straddling=st.booleans(), orders=st.sampled_from([(), (1,), (2, 3)]))
+def test_memory_reads_as_it_was_written(
+    sequence: list[Access], straddling: bool, orders: tuple[int, ...]
+) -> None:
     """Any accesses to twelve pages, across a 2 MiB boundary or not, against a bytearray."""
     size = 12 * PAGE_SIZE
-    with booted(4) as mm:
+    with booted(4, anon_orders=orders, swap_size=8 * PAGE_SIZE) as mm:
         dirty_free_memory(mm, 0xAA)
         process = mm.spawn()
         base = (1 << 30) - (6 * PAGE_SIZE if straddling else 0)
@@ -225,8 +229,11 @@ def test_memory_reads_as_it_was_written(sequence: list[Access], straddling: bool
             elif what == "drop":
                 process.madvise(base + low, high - low, MADV_DONTNEED)
                 shadow[low:high] = bytes(high - low)
+            elif what == "pageout":
+                process.madvise(base + low, high - low, MADV_PAGEOUT)
             else:
                 process.madvise(base + low, high - low, MADV_POPULATE_WRITE)
         assert process.read(base, size) == shadow
         assert reads_zero(mm, zero_page(mm))
         verify(mm)
+        verify_mappings(mm, [process])

@@ -25,6 +25,7 @@ from hostzero.mm.snapshot import forget_zero_claims
 from hostzero.mm.verify import PROBLEMS, verify_memory
 from tests.mm.conftest import Boot
 from tests.mm.guest import free_head, free_lists, is_marked_zero, page_bytes, pcp_head, pcp_lists, verify
+from tests.mm.processes import MIB
 
 Damage = Callable[[MemoryManager], None]
 
@@ -32,7 +33,7 @@ Damage = Callable[[MemoryManager], None]
 @pytest.fixture
 def mm(boot: Boot) -> MemoryManager:
     """A guest with blocks on free lists, on per-CPU lists and in the balloon, and with owners."""
-    mm = boot(4, nr_cpus=2, cma_pages=PAGEBLOCK_NR_PAGES)
+    mm = boot(4, nr_cpus=2, cma_pages=PAGEBLOCK_NR_PAGES, swap_size=MIB)
     for order in (0, 2, 5):
         mm.alloc_pages(GFP_KERNEL, order)
         for cpu in range(2):
@@ -256,6 +257,23 @@ def miscount_huge_pages(mm: MemoryManager) -> None:
     mm.mem.hstate[0].nr_huge_pages += 1
 
 
+def miscount_a_cgroup(mm: MemoryManager) -> None:
+    mm.mem.memcg[mm.memcg.create(None)].usage = 1
+
+
+def charge_a_page_behind_its_cgroups_back(mm: MemoryManager) -> None:
+    memcg = mm.memcg.create(None, parent=mm.memcg.create(None))
+    mm.mem.mem_map[mm.alloc_pages(GFP_KERNEL)].memcg_data = memcg + 1
+
+
+def charge_a_page_to_a_cgroup_that_is_gone(mm: MemoryManager) -> None:
+    mm.mem.mem_map[mm.alloc_pages(GFP_KERNEL)].memcg_data = 5
+
+
+def lose_a_swap_slot(mm: MemoryManager) -> None:
+    mm.mem.swap_map[7] = 1
+
+
 DAMAGE: list[tuple[Damage, int]] = [
     (break_backward_link, module.BAD_LINKS),
     (break_forward_link, module.BAD_LINKS),
@@ -299,6 +317,10 @@ DAMAGE: list[tuple[Damage, int]] = [
     (lose_a_balloon_page, module.BAD_BALLOON_COUNT),
     (put_a_page_into_a_pool_of_huge_pages, module.BAD_HUGE_PAGE),
     (miscount_huge_pages, module.BAD_HUGE_COUNT),
+    (miscount_a_cgroup, module.BAD_CHARGE),
+    (charge_a_page_behind_its_cgroups_back, module.BAD_CHARGE),
+    (charge_a_page_to_a_cgroup_that_is_gone, module.BAD_CHARGE),
+    (lose_a_swap_slot, module.BAD_SWAP_COUNT),
 ]
 
 
@@ -315,6 +337,8 @@ def test_damage_is_reported_as_what_it_is(mm: MemoryManager, damage: Damage, pro
         module.BAD_PCP_COUNT,
         module.BAD_BALLOON_COUNT,
         module.BAD_HUGE_COUNT,
+        module.BAD_CHARGE,
+        module.BAD_SWAP_COUNT,
     }
     assert (": pfn " not in text) == about_a_counter
 

@@ -92,6 +92,21 @@ class VmStats(Protocol):
         ...
 
     @property
+    def pgmajfault(self) -> int:
+        """Those of them that waited for the swap area."""
+        ...
+
+    @property
+    def pswpin(self) -> int:
+        """Pages read from the swap area."""
+        ...
+
+    @property
+    def pswpout(self) -> int:
+        """Pages written to it."""
+        ...
+
+    @property
     def allocstall(self) -> int:
         """Allocations that had to wait."""
         ...

@@ -21,13 +21,13 @@ _TOKEN: Final = "stats"
 def update_balloon_stats(stats: VmStats) -> list[tuple[StatTag, int]]:
     """Return the statistics in the kernel's order; sizes in bytes, the rest in events.
 
-    The guest has no swap, no page cache and no reclaim, so those counters are truly zero. The
+    The guest has no page cache and no reclaim, so those counters are truly zero. The
     two hugetlb tags are left out, as by a kernel without hugetlb: nobody counts them.
     """
     return [
-        (StatTag.SWAP_IN, 0),
-        (StatTag.SWAP_OUT, 0),
-        (StatTag.MAJFLT, 0),
+        (StatTag.SWAP_IN, stats.pswpin << PAGE_SHIFT),
+        (StatTag.SWAP_OUT, stats.pswpout << PAGE_SHIFT),
+        (StatTag.MAJFLT, stats.pgmajfault),
         (StatTag.MINFLT, stats.pgfault),
         (StatTag.OOM_KILL, stats.oom_kill),
         (StatTag.ALLOC_STALL, stats.allocstall),

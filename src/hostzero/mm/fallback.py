@@ -38,7 +38,7 @@ from hostzero.mm.mmzone import (
     get_pageblock_migratetype,
     set_pageblock_migratetype,
 )
-from hostzero.mm.page_flags import PageBuddy, PageZeroed
+from hostzero.mm.page_flags import PageBuddy, PageZeroed, compound_order
 
 ALLOC_WMARK_MIN = 0
 ALLOC_WMARK_LOW = 1
@@ -154,10 +154,12 @@ def try_to_claim_block(
             free_pages += 1 << buddy_order(mem, page)
             page += 1 << buddy_order(mem, page)
             continue
-        # The kernel counts LRU and movable-ops pages; here these are the mapped ones.
+        # The kernel counts LRU and movable-ops pages; here these are the mapped ones, of which
+        # a folio's head alone says so.
+        count = 1 << compound_order(mem, page)
         if mem.mem_map[page].mapping != 0:
-            movable_pages += 1
-        page += 1
+            movable_pages += count
+        page += count
     if start_type == MIGRATE_MOVABLE:
         alike_pages = movable_pages
     elif block_type == MIGRATE_MOVABLE:

@@ -31,9 +31,11 @@ from hostzero.mm.gfp import (
     gfpflags_allow_blocking,
 )
 from hostzero.mm.hugetlb_sysfs import Hugetlb
+from hostzero.mm.memcontrol import MemoryCgroups
 from hostzero.mm.mm_init import build_memory, setup_per_zone_wmarks
 from hostzero.mm.mmap import Process
 from hostzero.mm.mmzone import (
+    HPAGE_PMD_ORDER,
     MAX_PAGE_ORDER,
     NO_PAGE,
     PAGE_ALLOC_COSTLY_ORDER,
@@ -45,7 +47,8 @@ from hostzero.mm.page_free import __free_pages as _free_pages  # a class body wo
 from hostzero.mm.page_reporting import PageReporting
 from hostzero.mm.pcplist import drain_all_pages
 from hostzero.mm.snapshot import forget_zero_claims
-from hostzero.units import PAGE_SHIFT, Pfn
+from hostzero.mm.swap import SwapArea
+from hostzero.units import PAGE_SHIFT, PAGE_SIZE, Pfn
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -73,12 +76,13 @@ class MmConfig:
         confidential: the host is not trusted (patch 32): its claims are not believed.
         thp: `/sys/kernel/mm/transparent_hugepage/enabled`.
         anon_orders: sizes below 2 MiB that anonymous memory may have, as orders
-            (`/sys/kernel/mm/transparent_hugepage/hugepages-*kB/enabled`).
+            (`/sys/kernel/mm/transparent_hugepage/hugepages-*kB/enabled`); Linux has 2 to 8.
         user_zeroing: who zeroes user pages: the allocator (the series), or the fault handler
             after it (Linux 7.2 without the series), to compare with.
         dcache_aliasing: the data cache may hold a page twice, under two virtual addresses.
         icache_aliasing: the same of the instruction cache.
         gigantic_order: a second huge page size, above any free block (18 on x86-64), or 0 for none.
+        swap_size: bytes of the swap area; 0 means that nothing can be swapped out.
         cma_pages: pages at the end of memory that are CMA; whole pageblocks.
         zones: the zones, in ascending order; none means the layout of an x86-64 guest.
     """
@@ -95,6 +99,7 @@ class MmConfig:
     dcache_aliasing: bool = False
     icache_aliasing: bool = False
     gigantic_order: int = 0
+    swap_size: int = 0
     cma_pages: int = 0
     zones: tuple[ZoneSpec, ...] = ()
 
@@ -120,6 +125,7 @@ class VmStats:
     pgalloc: int
     pgfree: int
     pgfault: int
+    pgmajfault: int
     thp_fault_alloc: int
     thp_fault_fallback: int
     allocstall: int
@@ -132,6 +138,11 @@ class VmStats:
     zeroed_bytes: int
     known_zero_bytes: int
     dropped_hint_bytes: int
+    zeroed_in_vain_bytes: int
+    zeroed_twice_bytes: int
+    memcg_charge_fail: int
+    pswpin: int
+    pswpout: int
 
 
 def _explains_bugs(function: Callable[P, R]) -> Callable[P, R]:
@@ -159,6 +170,8 @@ class MemoryManager:
         cma: the CMA area, empty unless the configuration has one.
         page_reporting: the reporting state machine.
         hugetlb: the pools of huge pages.
+        memcg: the memory cgroups.
+        swap: the swap area.
     """
 
     def __init__(self, ram: Ram, config: MmConfig | None = None, clock: Clock | None = None) -> None:
@@ -181,6 +194,7 @@ class MemoryManager:
             self.config.cma_pages,
             _RESERVED_PAGES,
             aliasing=self.config.dcache_aliasing or self.config.icache_aliasing,
+            swap_pages=self.config.swap_size >> PAGE_SHIFT,
         )
         vm = self.mem.vm[0]
         vm.init_on_alloc = int(self.config.want_init_on_alloc)
@@ -199,6 +213,8 @@ class MemoryManager:
         self.cma = CmaArea(self.nr_pages, self.config.cma_pages)
         self.page_reporting = PageReporting(self.mem, self.clock)
         self.hugetlb = Hugetlb(self)
+        self.memcg = MemoryCgroups(self.mem)
+        self.swap = SwapArea(self.mem)
         self._oom_notifiers: list[Callable[[], int]] = []
         self._oom_kills = 0
         vm.empty_zero_page = self.alloc_pages(GFP_KERNEL | GFP_ZERO)
@@ -324,6 +340,7 @@ class MemoryManager:
             pgalloc=int(vm.pgalloc),
             pgfree=int(vm.pgfree),
             pgfault=int(vm.pgfault),
+            pgmajfault=int(vm.pgmajfault),
             thp_fault_alloc=int(vm.thp_fault_alloc),
             thp_fault_fallback=int(vm.thp_fault_fallback),
             allocstall=int(vm.allocstall),
@@ -336,6 +353,11 @@ class MemoryManager:
             zeroed_bytes=int(vm.zeroed_bytes),
             known_zero_bytes=int(vm.known_zero_bytes),
             dropped_hint_bytes=int(vm.dropped_hint_bytes),
+            zeroed_in_vain_bytes=int(vm.zeroed_in_vain_bytes),
+            zeroed_twice_bytes=int(vm.zeroed_twice_bytes),
+            memcg_charge_fail=int(vm.memcg_charge_fail),
+            pswpin=int(vm.pswpin),
+            pswpout=int(vm.pswpout),
         )
 
     def setup_per_zone_wmarks(self) -> None:
@@ -370,6 +392,10 @@ def _check_config(config: MmConfig, zones: tuple[ZoneSpec, ...], nr_pages: int) 
         raise UsageError(f"a guest needs at least {_MIN_PAGES >> 8} MiB, not {nr_pages >> 8} MiB")
     if config.nr_cpus < 1:
         raise UsageError(f"a guest needs at least one CPU, not {config.nr_cpus}")
+    if not set(config.anon_orders) <= set(range(1, HPAGE_PMD_ORDER)):
+        raise UsageError(f"anon_orders must be between 1 and {HPAGE_PMD_ORDER - 1}, not {config.anon_orders}")
+    if config.swap_size < 0 or config.swap_size % PAGE_SIZE:
+        raise UsageError(f"a swap area of {config.swap_size} bytes is not whole pages")
     at = 0
     for zone in zones:
         if zone.start != at or zone.end <= zone.start or zone.start % PAGEBLOCK_NR_PAGES:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Page faults, unmapping, and user access through the page tables (kernel: `mm/memory.c`).
 
-A user page is asked for with `__GFP_ZERO` and the raw fault address (patches 15 and
-17): the allocator zeroes it, or knows that it need not. Nothing is zeroed here.
+Where a fault's page comes from, and who zeroes it and is charged for it, is in `anon_folio`,
+`huge_memory` and `swap`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,17 @@ from __future__ import annotations
 from typing import Final
 
 from hostzero.jit import compiled, inline
+from hostzero.mm.anon_folio import (
+    USER_PTE,
+    alloc_anon_folio,
+    anon_folio_orders,
+    anon_gfp,
+    folio_prealloc,
+    map_anon_folio_pte,
+    vma_alloc_zeroed_movable_folio,
+)
 from hostzero.mm.clear_page import fill_pages
-from hostzero.mm.gfp import __GFP_ZERO, GFP_HIGHUSER_MOVABLE
+from hostzero.mm.gfp import GFP_HIGHUSER_MOVABLE
 from hostzero.mm.huge_memory import (
     __split_huge_pmd,
     do_huge_pmd_anonymous_page,
@@ -19,12 +28,11 @@ from hostzero.mm.huge_memory import (
     zap_huge_pmd,
 )
 from hostzero.mm.mmzone import NO_PAGE, WORDS_PER_PAGE, Memory
-from hostzero.mm.page_alloc import __alloc_frozen_pages
+from hostzero.mm.page_flags import compound_head
 from hostzero.mm.page_free import put_page
 from hostzero.mm.pgtable import (
     NO_ENTRY,
     PAGE_ACCESSED,
-    PAGE_DIRTY,
     PAGE_PRESENT,
     PAGE_PSE,
     PAGE_RW,
@@ -36,66 +44,78 @@ from hostzero.mm.pgtable import (
     pte_word,
     table_alloc,
 )
-from hostzero.mm.vma import VM_UNINITIALIZED
+from hostzero.mm.swap import do_swap_page, swap_free
+from hostzero.mm.swapops import is_swap_pte, pte_present, swp_offset
 from hostzero.units import PAGE_SHIFT, PAGE_SIZE, PMD_SIZE
 
-VM_FAULT_OOM: Final = -1
+VM_FAULT_OOM: Final = NO_PAGE
+"""What a fault returns that found no page, or no charge for one (`mms[].memcg_in_oom` tells)."""
 
-_USER_PTE: Final = PAGE_PRESENT | PAGE_RW | PAGE_USER | PAGE_ACCESSED | PAGE_DIRTY
 _ZERO_PTE: Final = PAGE_PRESENT | PAGE_USER | PAGE_ACCESSED
 
 
-@inline
-def vma_gfp(vma: object) -> int:
-    """Return the flags for a mapping's pages; an uninitialized mapping asks for no zeros."""
-    if (vma[0].vm_flags & VM_UNINITIALIZED) != 0:  # type: ignore[index]
-        return GFP_HIGHUSER_MOVABLE
-    return GFP_HIGHUSER_MOVABLE | __GFP_ZERO
+@compiled
+def do_wp_page(mem: Memory, vma: object, word: int, addr: int, cpu: int) -> int:
+    """Resolve a write to the shared zero page; return the page, or VM_FAULT_OOM.
+
+    Source: same name, `wp_page_copy`. The new page must read as the old one did, whatever the
+    mapping asks for, and stays of order 0.
+    """
+    pfn = vma_alloc_zeroed_movable_folio(mem, vma, addr, cpu)
+    if pfn != NO_PAGE:
+        map_anon_folio_pte(mem, vma, pfn, 0, word, addr)
+    return pfn
 
 
-@inline
-def map_anon_page(mem: Memory, vma: object, pfn: int, word: int, addr: int) -> None:
-    """Give a fresh order-0 page to the address space at one PTE."""
-    page = mem.mem_map[pfn]
-    page._refcount = 1
-    page._mapcount = 0
-    page.mapping = vma[0].mm_id  # type: ignore[index]
-    page.index = addr >> PAGE_SHIFT
-    mem.ram[word] = (pfn << PAGE_SHIFT) | _USER_PTE
+@compiled
+def do_anonymous_page(mem: Memory, vma: object, word: int, addr: int, cpu: int) -> int:
+    """Resolve a first write where large folios are allowed; return the page, or VM_FAULT_OOM."""
+    pfn, order = alloc_anon_folio(mem, vma, word, addr, cpu)
+    if pfn == NO_PAGE:
+        return VM_FAULT_OOM
+    map_anon_folio_pte(mem, vma, pfn, order, word, addr)
+    return pfn + ((addr >> PAGE_SHIFT) & ((1 << order) - 1))
 
 
 @inline
 def handle_mm_fault(mem: Memory, vma: object, pmd: int, addr: int, write: bool, cpu: int) -> int:
     """Resolve a fault; return the page that holds `addr` now, or VM_FAULT_OOM.
 
-    Source: `__handle_mm_fault`, `do_anonymous_page`, `do_wp_page`. A PMD-sized page is tried
-    first where the mapping allows one; without such a page the fault falls back to
-    order 0. A read maps the shared zero page; the first write to that replaces it.
+    Source: `__handle_mm_fault`, `handle_pte_fault`. A PMD-sized page is tried first where the
+    mapping allows one; without such a page the fault falls back to the sizes below, order 0
+    last. A read maps the shared zero page; the first write to that replaces it. What stands
+    here in full is the commonest way: a first write that gets an order-0 page.
     """
     mem.vm[0].pgfault += 1
-    node = vma[0].node  # type: ignore[index]
     if mem.ram[pmd] == 0:
         if write and thp_vma_allowable(mem, vma, addr):
-            pfn = do_huge_pmd_anonymous_page(mem, vma, pmd, addr, vma_gfp(vma), cpu)
+            pfn = do_huge_pmd_anonymous_page(mem, vma, pmd, addr, cpu)
             if pfn != NO_PAGE:
                 return pfn + ((addr & (PMD_SIZE - 1)) >> PAGE_SHIFT)
             mem.vm[0].thp_fault_fallback += 1
-        if not table_alloc(mem, pmd, node, cpu):
+        if not table_alloc(mem, pmd, vma[0].node, cpu):  # type: ignore[index]
             return VM_FAULT_OOM
     word = pte_word(mem, pmd, addr)
+    value = entry(mem, word)
+    if value != 0:
+        if pte_present(value):
+            return do_wp_page(mem, vma, word, addr, cpu)
+        return do_swap_page(mem, vma, word, addr, cpu)
     if not write:
         zero_pfn = mem.vm[0].empty_zero_page
         mem.ram[word] = (zero_pfn << PAGE_SHIFT) | _ZERO_PTE
         return zero_pfn
-    gfp = vma_gfp(vma)
-    if mem.ram[word] != 0:
-        # Present but not writable: the zero page. The new page must read as the old one
-        # did, whatever the mapping asked for (vma_alloc_zeroed_movable_folio, patch 13).
-        gfp |= __GFP_ZERO
-    pfn = __alloc_frozen_pages(mem, gfp, 0, addr, node, cpu)
+    if anon_folio_orders(mem, vma) != 0:
+        return do_anonymous_page(mem, vma, word, addr, cpu)
+    pfn = folio_prealloc(mem, vma, GFP_HIGHUSER_MOVABLE | anon_gfp(vma), addr, cpu)
     if pfn == NO_PAGE:
         return VM_FAULT_OOM
-    map_anon_page(mem, vma, pfn, word, addr)
+    page = mem.mem_map[pfn]
+    page._refcount = 1
+    page._mapcount = 0
+    page.mapping = vma[0].mm_id  # type: ignore[index]
+    page.index = addr >> PAGE_SHIFT
+    mem.ram[word] = (pfn << PAGE_SHIFT) | USER_PTE
     return pfn
 
 
@@ -114,7 +134,7 @@ def follow_page(mem: Memory, pmd: int, addr: int, write: bool) -> tuple[int, int
         sub = (addr & (PMD_SIZE - 1)) >> PAGE_SHIFT
         return entry_pfn(value) + sub, (PMD_SIZE >> PAGE_SHIFT) - sub
     value = entry(mem, pte_word(mem, pmd, addr))
-    if value == 0 or (write and (value & PAGE_RW) == 0):
+    if not pte_present(value) or (write and (value & PAGE_RW) == 0):
         return NO_PAGE, 0
     return entry_pfn(value), 1
 
@@ -192,15 +212,35 @@ def copy_user(mem: Memory, pgd: int, bytes_: object, addr: int, data: object, wr
 
 
 @compiled
+def find_nonzero_swapped(mem: Memory, pmd: int, addr: int) -> int:
+    """Return the first address of the page at `addr` that is not zero in the swap area, or -1."""
+    if pmd == NO_ENTRY or mem.ram[pmd] == 0:
+        return -1
+    value = entry(mem, pte_word(mem, pmd, addr))
+    if not is_swap_pte(value):
+        return -1
+    first = swp_offset(value) * WORDS_PER_PAGE
+    for word in range(first, first + WORDS_PER_PAGE):
+        if mem.swap_area[word] != 0:
+            return addr + (word - first) * 8
+    return -1
+
+
+@compiled
 def find_nonzero(mem: Memory, pgd: int, start: int, end: int) -> int:
     """Return the first mapped address in the pages `[start, end)` that reads non-zero, or -1.
 
-    Faults nothing in: what is not mapped is skipped. The granularity is the word.
+    Faults nothing in: what is not mapped is skipped, what is swapped out is looked at where it
+    is. The granularity is the word.
     """
     addr = start
     while addr < end:
-        pfn, count = follow_page(mem, pmd_offset(mem, pgd, addr), addr, False)
+        pmd = pmd_offset(mem, pgd, addr)
+        pfn, count = follow_page(mem, pmd, addr, False)
         if pfn == NO_PAGE:
+            found = find_nonzero_swapped(mem, pmd, addr)
+            if found >= 0:
+                return found
             addr += PAGE_SIZE
             continue
         count = min(count, (end - addr) >> PAGE_SHIFT)
@@ -233,7 +273,10 @@ def count_mapped(mem: Memory, pgd: int, start: int, end: int) -> int:
 
 @compiled
 def zap_pte_range(mem: Memory, pmd: int, start: int, end: int, cpu: int) -> None:
-    """Unmap and free the pages of one PTE table's part (kernel: same name)."""
+    """Unmap and free the pages and swap slots of one PTE table's part (kernel: same name).
+
+    A folio keeps one reference a mapped page, and is freed when its last page is unmapped.
+    """
     zero_pfn = mem.vm[0].empty_zero_page
     word = pte_word(mem, pmd, start)
     for at in range(word, word + ((end - start) >> PAGE_SHIFT)):
@@ -241,11 +284,14 @@ def zap_pte_range(mem: Memory, pmd: int, start: int, end: int, cpu: int) -> None
         if value == 0:
             continue
         mem.ram[at] = 0
+        if not pte_present(value):
+            swap_free(mem, swp_offset(value))
+            continue
         pfn = entry_pfn(value)
         if pfn == zero_pfn:
             continue
         mem.mem_map[pfn]._mapcount = -1
-        put_page(mem, pfn, cpu)
+        put_page(mem, compound_head(mem, pfn), cpu)
 
 
 @compiled

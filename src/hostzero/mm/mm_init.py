@@ -33,6 +33,7 @@ from hostzero.mm.mmzone import (
     PCP_DTYPE,
     UNLIMITED,
     VM_DTYPE,
+    WORDS_PER_PAGE,
     ZONE_DTYPE,
     Memory,
     ZoneSpec,
@@ -162,6 +163,7 @@ def build_memory(
     reserved_pages: int,
     *,
     aliasing: bool = False,
+    swap_pages: int = 0,
 ) -> Memory:
     """Return the arrays of a booted memory manager, all but the reserved pages free.
 
@@ -172,6 +174,7 @@ def build_memory(
         cma_pages: how many pages at the end of the last zone are CMA; whole pageblocks.
         reserved_pages: how many pages from 0 on never become free, as the firmware's.
         aliasing: the machine's caches alias, and `Memory.kernel_lines` is needed.
+        swap_pages: how many pages the swap area holds.
     """
     nr_pages = zones[-1].end
     heads = nr_list_heads(len(zones), nr_cpus)
@@ -188,6 +191,8 @@ def build_memory(
         mms=_resident(NR_MMS, MM_DTYPE),
         memcg=_resident(NR_MEMCGS, MEMCG_DTYPE),
         hstate=_resident(NR_HSTATES, HSTATE_DTYPE),
+        swap_map=np.full(swap_pages, 0, dtype=np.int64),
+        swap_area=np.full(swap_pages * WORDS_PER_PAGE, 0, dtype=np.uint64),
         kernel_lines=np.full(nr_pages if aliasing else 0, 0, dtype=np.int64),
     )
     vm[0].nr_pages = nr_pages
@@ -195,10 +200,11 @@ def build_memory(
     vm[0].nr_cpus = nr_cpus
     vm[0].pcp_heads = nr_pages + len(zones) * NR_PAGE_ORDERS * MIGRATE_TYPES
     vm[0].hugetlb_heads = int(vm[0].pcp_heads) + nr_cpus * len(zones) * NR_PCP_LISTS
+    vm[0].nr_swap_pages = swap_pages
     vm[0].nr_nodes = len(mem.zonelists)
     vm[0].balloon_head = nr_pages + heads - 1
     mem.memcg[0].parent = -1
-    mem.memcg[0].max = UNLIMITED
+    mem.memcg[0].max_pages = UNLIMITED
     mem.memcg[0].in_use = 1
     vm[0].bug_pfn = NO_PAGE
     vm[0].ram_base = ram.ctypes.data

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
-from hostzero.errors import BadAddress, MmError, OutOfMemory
+from hostzero.errors import BadAddress, MemcgOutOfMemory, MmError, OutOfMemory
 from hostzero.mm.memory import (
     copy_user,
     count_mapped,
@@ -23,6 +23,7 @@ from hostzero.mm.memory import (
 )
 from hostzero.mm.mmzone import HPAGE_PMD_ORDER, NO_PAGE
 from hostzero.mm.pgtable import TASK_SIZE, alloc_table, free_empty_tables, free_table
+from hostzero.mm.swap import pageout_page_range
 from hostzero.mm.vma import (
     VM_HUGEPAGE,
     VM_NOHUGEPAGE,
@@ -46,7 +47,9 @@ if TYPE_CHECKING:
 MADV_DONTNEED: Final = 4
 MADV_HUGEPAGE: Final = 14
 MADV_NOHUGEPAGE: Final = 15
+MADV_PAGEOUT: Final = 21
 MADV_POPULATE_WRITE: Final = 23
+_ADVICES: Final = (MADV_DONTNEED, MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_PAGEOUT, MADV_POPULATE_WRITE)
 
 MAP_SHARED: Final = 0x01
 MAP_PRIVATE: Final = 0x02
@@ -99,6 +102,7 @@ class Process:
             self._pgd = alloc_table(self._mem, node, cpu)
         self._mem.mms[mm_id - 1].pgd = self._pgd
         self._mem.mms[mm_id - 1].memcg = 0
+        self._mem.mms[mm_id - 1].memcg_in_oom = 0
 
     def __enter__(self) -> Self:
         """Return the process itself."""
@@ -124,6 +128,19 @@ class Process:
     def hugetlb_usage(self) -> int:
         """Bytes of hugetlb pages mapped into the process (`HugetlbPages` of `/proc/pid/status`)."""
         return sum(self._mm.hugetlb.usage(vma) for vma in self._vmas if vma[0].hstate >= 0)
+
+    @property
+    def memcg(self) -> int:
+        """The memory cgroup that the pages of future faults are charged to; 0 is the root.
+
+        What has been charged stays where it is, as in Linux when a process moves.
+        """
+        return int(self._mem.mms[self._mm_id - 1].memcg)
+
+    @memcg.setter
+    def memcg(self, memcg: int) -> None:
+        self._alive()
+        self._mem.mms[self._mm_id - 1].memcg = self._mm.memcg.check(memcg)
 
     def exit(self) -> None:
         """Unmap everything and free the page tables; further calls raise `MmError`."""
@@ -215,15 +232,17 @@ class Process:
         """Advise on `[addr, addr + length)` as Linux's call of the same name.
 
         `MADV_POPULATE_WRITE` faults the range in for writing, `MADV_DONTNEED` drops its
-        pages, `MADV_HUGEPAGE` and `MADV_NOHUGEPAGE` permit or forbid huge pages.
+        pages, `MADV_PAGEOUT` swaps them out as far as there is swap, `MADV_HUGEPAGE` and
+        `MADV_NOHUGEPAGE` permit or forbid huge pages.
 
         Raises:
             BadAddress: -ENOMEM, a part of the range is not mapped.
-            MmError: -EINVAL for an unaligned address or an unknown advice.
+            MmError: -EINVAL for an unaligned address or an unknown advice, or for swapping a
+                hugetlb mapping out.
             OutOfMemory: -ENOMEM from a populate.
         """
         start, end = self._range(addr, length, "madvise")
-        if advice not in (MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_POPULATE_WRITE, MADV_DONTNEED):
+        if advice not in _ADVICES:
             raise MmError(f"madvise: -EINVAL: unknown advice {advice}")
         self._require_mapped(start, end)
         if advice in (MADV_HUGEPAGE, MADV_NOHUGEPAGE):
@@ -234,6 +253,10 @@ class Process:
                 vma[0].vm_flags = (vma[0].vm_flags & ~lost) | gained
         elif advice == MADV_POPULATE_WRITE:
             self._populate(start, end, write=True)
+        elif advice == MADV_PAGEOUT:
+            if any(vma[0].hstate >= 0 for vma, _, _ in self._pieces(start, end)):
+                raise MmError("madvise: -EINVAL: hugetlb pages cannot be swapped out")
+            pageout_page_range(self._mem, self._pgd, start, end, self._node, self._cpu)
         else:
             for vma, low, _ in self._pieces(start, end):
                 self._require_whole_pages(vma, low)
@@ -380,8 +403,17 @@ class Process:
             at = low
             while at < high:
                 at = int(populate_range(self._mem, vma, at, high, write, self._cpu))
-                if at < high and not self._mm.out_of_memory():
-                    raise OutOfMemory(f"no page for address {at:#x}")
+                if at < high:
+                    self._no_page_for(at)
+
+    def _no_page_for(self, addr: int) -> None:
+        # A cgroup's limit is not the guest's: no OOM notifier can help with it.
+        mm = self._mem.mms[self._mm_id - 1]
+        if mm.memcg_in_oom:
+            memcg, mm.memcg_in_oom = int(mm.memcg_in_oom) - 1, 0
+            raise MemcgOutOfMemory(f"no page for address {addr:#x}: {self._mm.memcg.describe_limit(memcg)}")
+        if not self._mm.out_of_memory():
+            raise OutOfMemory(f"no page for address {addr:#x}")
 
     def _copy(self, addr: int, data: NDArray[np.uint8], *, write: bool) -> None:
         self._alive()

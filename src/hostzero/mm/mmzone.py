@@ -132,6 +132,7 @@ VM_DTYPE: Final = np.dtype(
         ("pgalloc", np.int64),
         ("pgfree", np.int64),
         ("pgfault", np.int64),
+        ("pgmajfault", np.int64),
         ("thp_fault_alloc", np.int64),
         ("thp_fault_fallback", np.int64),
         ("allocstall", np.int64),
@@ -146,11 +147,16 @@ VM_DTYPE: Final = np.dtype(
         ("compact_fail", np.int64),
         ("pswpin", np.int64),
         ("pswpout", np.int64),
+        ("nr_swap_pages", np.int64),  # free slots
+        ("swap_next", np.int64),  # where the search for a slot goes on
         ("htlb_buddy_alloc_success", np.int64),
         ("htlb_buddy_alloc_fail", np.int64),
         ("memcg_charge_fail", np.int64),
         # what the benchmark is about, in bytes
-        ("zeroed_bytes", np.int64),  # by post_alloc_hook, init_on_free and hugetlb
+        (
+            "zeroed_bytes",
+            np.int64,
+        ),  # by post_alloc_hook, init_on_free, hugetlb or a fault
         ("known_zero_bytes", np.int64),  # zeroing that a zero hint made unnecessary
         ("dropped_hint_bytes", np.int64),  # hints of pages whose caller did not want zeros
         ("zeroed_in_vain_bytes", np.int64),  # zeroed, then freed because a charge failed
@@ -171,6 +177,7 @@ MM_DTYPE: Final = np.dtype(
     [
         ("pgd", np.int64),  # page of the top table; 0 while the slot is free
         ("memcg", np.int64),  # cgroup that the process's pages are charged to
+        ("memcg_in_oom", np.int64),  # that cgroup + 1 after a fault failed at its limit, else 0
     ],
     align=True,
 )
@@ -182,7 +189,7 @@ MEMCG_DTYPE: Final = np.dtype(
     [
         ("parent", np.int64),  # -1: none (the root)
         ("usage", np.int64),  # pages
-        ("max", np.int64),  # pages; a charge beyond fails
+        ("max_pages", np.int64),  # a charge beyond fails; a field named `max` would hide behind numpy's own
         ("failcnt", np.int64),
         ("in_use", np.int64),
     ],
@@ -234,6 +241,8 @@ class Memory(NamedTuple):
     mms: Any  # address spaces by mm_id - 1
     memcg: Any  # memory cgroups; 0 is the root
     hstate: Any  # hugetlb pools by page size
+    swap_map: Any  # by slot of the swap area: 1 if it holds a page
+    swap_area: Any  # the area as 64-bit words (512 a slot)
     kernel_lines: (
         Any  # by page: what the kernel's alias of an aliasing cache holds (`cachealias`); else empty
     )

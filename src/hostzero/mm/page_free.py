@@ -12,6 +12,7 @@ from hostzero.jit import compiled, inline
 from hostzero.mm.buddy import FPI_NONE, FPI_ZEROED, split_large_buddy
 from hostzero.mm.debug import VM_BUG_ON_PAGE
 from hostzero.mm.hugetlb_pool import folio_test_hugetlb, return_huge_folio
+from hostzero.mm.memcontrol import mem_cgroup_uncharge
 from hostzero.mm.mmzone import (
     MIGRATE_ISOLATE,
     MIGRATE_MOVABLE,
@@ -123,6 +124,7 @@ def put_page_zeroed(mem: Memory, pfn: int, cpu: int) -> bool:
     if folio_test_hugetlb(mem, pfn):
         free_huge_folio(mem, pfn, cpu)
         return True
+    mem_cgroup_uncharge(mem, pfn)
     __free_frozen_pages(mem, pfn, compound_order(mem, pfn), FPI_ZEROED, cpu)
     return True
 
@@ -135,5 +137,6 @@ def put_page(mem: Memory, pfn: int, cpu: int) -> bool:
     if folio_test_hugetlb(mem, pfn):
         free_huge_folio(mem, pfn, cpu)
         return True
+    mem_cgroup_uncharge(mem, pfn)
     __free_frozen_pages(mem, pfn, compound_order(mem, pfn), FPI_NONE, cpu)
     return True

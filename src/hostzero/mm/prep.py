@@ -206,6 +206,10 @@ def post_alloc_hook(mem: Memory, pfn: int, order: int, gfp: int, user_addr: int,
     )
     if vm.page_poisoning != 0:
         kernel_unpoison_pages(mem, pfn, 1 << order)
+    if zeroed and vm.zero_in_caller != 0:
+        # Linux 7.2 without the series has no hints to consume (see `anon_folio`).
+        vm.dropped_hint_bytes += 1 << (order + PAGE_SHIFT)
+        zeroed = False
     if init and order < NR_PAGE_ORDERS:
         vm.zero_allocs[order] += 1
         if zeroed:

@@ -65,6 +65,8 @@ UNLISTED: Final = 11
 BAD_BALLOON_COUNT: Final = 12
 BAD_HUGE_PAGE: Final = 13
 BAD_HUGE_COUNT: Final = 14
+BAD_CHARGE: Final = 15
+BAD_SWAP_COUNT: Final = 16
 
 PROBLEMS: Final = {
     BAD_LINKS: "a list's links do not match",
@@ -81,6 +83,8 @@ PROBLEMS: Final = {
     BAD_BALLOON_COUNT: "the balloon's count does not match its list",
     BAD_HUGE_PAGE: "a free huge page is in use, or not of its pool",
     BAD_HUGE_COUNT: "a huge page pool's counters do not match its pages",
+    BAD_CHARGE: "a cgroup's usage is not what its pages are charged with",
+    BAD_SWAP_COUNT: "nr_swap_pages does not match the slots in use",
 }
 """What each number means, as `verify_memory` says it."""
 
@@ -325,6 +329,26 @@ def _check_hugetlb_types(mem: Memory) -> int:
     return NO_PROBLEM
 
 
+def _check_accounts(mem: Memory) -> int:
+    # Cgroups and the swap area: counters beside the lists. Not compiled, but whole arrays at once.
+    nr_pages = int(mem.vm[0].nr_pages)
+    mem.vm[0].bug_pfn = NO_PAGE
+    data = mem.mem_map["memcg_data"][:nr_pages]
+    (charged,) = np.nonzero(data)
+    pages = np.left_shift(1, mem.mem_map["order"][charged].astype(np.int64))
+    usage = np.zeros(len(mem.memcg), dtype=np.int64)
+    for memcg in np.unique(data[charged]) - 1:
+        at = int(memcg)
+        while at > 0:
+            usage[at] += int(pages[data[charged] == memcg + 1].sum())
+            at = int(mem.memcg[at].parent)
+    if np.any(usage != np.where(mem.memcg["in_use"] != 0, mem.memcg["usage"], 0)):
+        return BAD_CHARGE
+    if int(mem.vm[0].nr_swap_pages) != np.count_nonzero(mem.swap_map == 0):
+        return BAD_SWAP_COUNT
+    return NO_PROBLEM
+
+
 def verify_memory(mem: Memory, *, contents: bool = True) -> None:
     """Check all lists, counters and zero claims of a memory manager.
 
@@ -337,6 +361,6 @@ def verify_memory(mem: Memory, *, contents: bool = True) -> None:
         VmBug: the first problem found, with the page unless it is about a counter.
     """
     seen = np.zeros(int(mem.vm[0].nr_pages), dtype=np.uint8)
-    problem = int(check_memory(mem, seen, contents)) or _check_hugetlb_types(mem)
+    problem = int(check_memory(mem, seen, contents)) or _check_hugetlb_types(mem) or _check_accounts(mem)
     if problem:
         raise VmBug(describe_bug(mem, VmBug(PROBLEMS[problem])))
