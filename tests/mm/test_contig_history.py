@@ -132,7 +132,7 @@ ZERO = st.sampled_from([0, GFP_ZERO])
 STEPS = st.one_of(
     st.tuples(st.just("buddy"), st.integers(0, 9), st.booleans(), ZERO),
     st.tuples(st.just("contig"), st.integers(0, 10), st.sampled_from([0, GFP_COMP]), ZERO),
-    st.tuples(st.just("range"), st.integers(1, 2047), st.integers(1, 1200), ZERO),
+    st.tuples(st.just("range"), st.integers(1, 3071), st.integers(1, 1200), ZERO),
     st.tuples(st.just("cma"), st.integers(0, 9), ZERO),
     st.tuples(st.just("free"), st.integers(0, 100), st.booleans()),
     st.just(("report",)),
@@ -145,6 +145,7 @@ STEPS = st.one_of(
 @example(
     steps=[
         ("contig", 8, GFP_COMP, GFP_ZERO),
+        ("free", 0, False),
         ("contig", 7, 0, GFP_ZERO),
         ("report",),
         ("range", 1600, 300, 0),
@@ -160,7 +161,7 @@ STEPS = st.one_of(
     ]
 )
 def test_zeroed_requests_read_zero_and_nobody_elses_bytes_change(steps: list[Step]) -> None:
-    with booted(8, cma_pages=512) as mm:
+    with booted(12, cma_pages=512) as mm:
         guest = Guest(mm)
         for step in steps:
             guest.take(step)
