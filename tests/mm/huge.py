@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -90,3 +94,17 @@ def head_at(mm: MemoryManager, process: Process, addr: int) -> int:
     pfn = pfn_at(mm, process, addr)
     assert pfn is not None
     return pfn
+
+
+def run_uncompiled(program: str) -> str:
+    """Return what a program prints in an interpreter without the compiler; compiled code has no spies."""
+    root = Path(__file__).resolve().parents[2]
+    path = os.pathsep.join([str(root), *sys.path])
+    child = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "NUMBA_DISABLE_JIT": "1", "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return child.stdout

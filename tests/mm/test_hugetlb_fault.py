@@ -3,11 +3,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from hostzero.errors import BadAddress, OutOfMemory
@@ -28,14 +23,12 @@ from hostzero.units import PAGE_SIZE, Pfn
 from tests.mm.conftest import Boot
 from tests.mm.guest import dirty_free_memory, is_marked_zero, page_bytes, verify
 from tests.mm.huge import (
-    GIGANTIC,
-    GIGANTIC_SIZE,
-    MAP_GIGANTIC,
     counters,
     head_at,
     hpg_zeroed,
     in_pool,
     pool,
+    run_uncompiled,
     zeroed_by_host,
 )
 from tests.mm.processes import HUGE, contents, free_pages, is_huge, mapped, occupy, pfn_at, table_entries
@@ -119,20 +112,6 @@ print(seen)
 """
 
 
-def run_uncompiled(program: str) -> str:
-    """Return what a program prints in an interpreter without the compiler; compiled code has no spies."""
-    root = Path(__file__).resolve().parents[2]
-    path = os.pathsep.join([str(root), *sys.path])
-    child = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, "NUMBA_DISABLE_JIT": "1", "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return child.stdout
-
-
 def test_the_real_fault_address_decides_what_is_zeroed_last() -> None:
     """Patch 20, mutant 44: not the aligned address, neither for a page of the pool nor for a fresh one."""
     pool_fault, fresh_fault = 5 * PAGE_SIZE, HUGE + 511 * PAGE_SIZE
@@ -143,34 +122,6 @@ def test_the_real_fault_address_decides_what_is_zeroed_last() -> None:
         ("hugetlb", 9, pool_fault),
         ("hugetlb", 9, fresh_fault),
     ]
-
-
-SPY_GIGANTIC = """
-from hostzero.mm import prep
-from hostzero.mm.mmap import MAP_HUGETLB, MAP_NORESERVE
-from tests.mm.guest import booted
-from tests.mm.huge import MAP_GIGANTIC
-
-seen = []
-zero = prep.folio_zero_user
-
-def spy(mem, pfn, order, user_addr):
-    seen.append((int(order), int(user_addr) - addr))
-    zero(mem, pfn, order, user_addr)
-
-prep.folio_zero_user = spy
-with booted(24, gigantic_order=11) as mm:
-    mm.hugetlb.set_nr_overcommit(1, 11)
-    process = mm.spawn()
-    addr = process.mmap(8 << 20, MAP_HUGETLB | MAP_GIGANTIC | MAP_NORESERVE)
-    process.write(addr + 1234 * 4096 + 5, b"x")
-print(seen)
-"""
-
-
-def test_the_real_fault_address_reaches_a_gigantic_page() -> None:
-    """Patches 8 and 9: through Python, the contiguous allocation and `post_alloc_hook`."""
-    assert eval(run_uncompiled(SPY_GIGANTIC)) == [(11, 1234 * PAGE_SIZE)]
 
 
 # ------------------------------------------------------------------ who zeroes
@@ -429,57 +380,4 @@ def test_exit_gives_every_page_back(mm: MemoryManager) -> None:
     process.exit()
     assert mm.hugetlb.counters() == counters(2, 2)
     assert free_pages(mm) == free
-    verify(mm)
-
-
-# ------------------------------------------------------------------ gigantic pages
-
-
-@pytest.mark.parametrize("cma", [0, 2 * 2048])
-@pytest.mark.parametrize("reserve", [0, MAP_NORESERVE])
-def test_a_gigantic_page_is_mapped_by_several_entries(boot: Boot, cma: int, reserve: int) -> None:
-    """Allocated by Python when a fault needs it, or at the reservation; zeroed once, all of it."""
-    mm = boot(32, gigantic_order=GIGANTIC, cma_pages=cma)
-    dirty_free_memory(mm)
-    free = free_pages(mm)
-    mm.hugetlb.set_nr_overcommit(2, GIGANTIC)
-    with mm.spawn() as process:
-        addr = process.mmap(2 * GIGANTIC_SIZE, MAP_HUGETLB | MAP_GIGANTIC | reserve)
-        before = mm.vm_stats().zeroed_bytes
-        process.write(addr + GIGANTIC_SIZE + 3 * HUGE + 5, b"x")
-        zeroed = mm.vm_stats().zeroed_bytes - before
-        assert GIGANTIC_SIZE <= zeroed <= GIGANTIC_SIZE + 3 * PAGE_SIZE
-        head = head_at(mm, process, addr + GIGANTIC_SIZE)
-        assert head % (1 << GIGANTIC) == 0
-        assert [head_at(mm, process, addr + GIGANTIC_SIZE + i * HUGE) for i in range(4)] == [
-            head + i * 512 for i in range(4)
-        ]
-        assert mapped(mm, process, addr + GIGANTIC_SIZE, GIGANTIC_SIZE).count(0) == GIGANTIC_SIZE - 1
-        assert process.hugetlb_usage == GIGANTIC_SIZE
-        held = 0 if reserve else 1
-        assert mm.hugetlb.counters(GIGANTIC) == counters(1 + held, held, rsvd=held, surp=1 + held)
-        verify(mm)
-    assert mm.hugetlb.counters(GIGANTIC) == counters(0, 0)
-    assert free_pages(mm) == free
-    assert mm.cma.available_count == cma
-    verify(mm)
-
-
-def test_a_gigantic_copy_is_not_zeroed(boot: Boot) -> None:
-    """Patch 9 and mutant 42: what is asked for without zeros carries no claim to be zero."""
-    mm = boot(32, gigantic_order=GIGANTIC, cma_pages=2 * 2048)
-    dirty_free_memory(mm)
-    mm.hugetlb.set_nr_overcommit(2, GIGANTIC)
-    file = mm.hugetlb.create_file(GIGANTIC_SIZE, GIGANTIC)
-    file.fallocate(0, GIGANTIC_SIZE)
-    page_bytes(mm, int(file.pages[0]), 1 << GIGANTIC)[:] = 0x21
-    with mm.spawn() as process:
-        addr = process.mmap(GIGANTIC_SIZE, MAP_NORESERVE, file=file)
-        before = mm.vm_stats().zeroed_bytes
-        process.write(addr, b"x")
-        assert mm.vm_stats().zeroed_bytes - before <= 2 * PAGE_SIZE
-        assert mapped(mm, process, addr, GIGANTIC_SIZE) == b"x" + contents(0x21, GIGANTIC_SIZE - 1)
-        verify(mm)
-    file.close()
-    assert mm.cma.available_count == 2 * 2048
     verify(mm)

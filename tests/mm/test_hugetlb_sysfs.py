@@ -9,8 +9,6 @@ import pytest
 
 from hostzero.errors import MmError, OutOfMemory, UsageError
 from hostzero.mm import MemoryManager, ZoneSpec
-from hostzero.mm.gfp import USER_ADDR_NONE
-from hostzero.mm.hugetlb_pool import HPG_cma
 from hostzero.mm.hugetlb_sysfs import MAX_GIGANTIC_ORDER
 from hostzero.mm.mmap import (
     MADV_DONTNEED,
@@ -23,7 +21,6 @@ from hostzero.mm.mmap import (
     MAP_SHARED,
     Process,
 )
-from hostzero.mm.mmzone import NO_PAGE
 from hostzero.mm.page_free import put_page
 from hostzero.units import PAGE_SIZE
 from tests.mm.conftest import Boot
@@ -34,7 +31,6 @@ from tests.mm.huge import (
     MAP_GIGANTIC,
     alloc,
     counters,
-    head_at,
     in_pool,
     pool,
     zeroed_by_host,
@@ -135,121 +131,6 @@ def test_nonsense_is_refused(mm: MemoryManager, call: Callable[[object], object]
 def test_a_gigantic_order_must_be_gigantic(boot: Boot, order: int) -> None:
     with pytest.raises(UsageError, match="gigantic_order"):
         boot(8, gigantic_order=order)
-
-
-# ------------------------------------------------------------------ gigantic pages
-
-
-def test_a_gigantic_pool_grows_and_shrinks(boot: Boot) -> None:
-    mm = boot(32, gigantic_order=GIGANTIC)
-    dirty_free_memory(mm)
-    free, before = free_pages(mm), mm.vm_stats().zeroed_bytes
-    assert mm.hugetlb.set_nr_hugepages(2, GIGANTIC) == 2
-    assert mm.hugetlb.counters(GIGANTIC) == counters(2, 2)
-    assert mm.hugetlb.counters() == counters(0, 0)
-    assert all(pfn % (1 << GIGANTIC) == 0 for pfn in in_pool(mm, 1))
-    assert mm.vm_stats().zeroed_bytes == before
-    verify(mm)
-    assert mm.hugetlb.set_nr_hugepages(0, GIGANTIC) == 0
-    assert free_pages(mm) == free
-    verify(mm)
-
-
-def test_gigantic_pages_come_from_the_cma_area_first(boot: Boot) -> None:
-    mm = boot(32, gigantic_order=GIGANTIC, cma_pages=2048)
-    assert mm.hugetlb.set_nr_hugepages(2, GIGANTIC) == 2
-    assert mm.cma.available_count == 0
-    second, first = in_pool(mm, 1)
-    assert (first >= mm.cma.base_pfn, second >= mm.cma.base_pfn) == (True, False)
-    assert [int(mm.mem.mem_map[pfn].private) & HPG_cma for pfn in (first, second)] == [HPG_cma, 0]
-    mm.hugetlb.set_nr_hugepages(0, GIGANTIC)
-    assert mm.cma.available_count == 2048
-    verify(mm)
-
-
-def test_a_gigantic_reservation_that_fails_takes_nothing(boot: Boot) -> None:
-    mm = boot(32, gigantic_order=GIGANTIC)
-    free = free_pages(mm)
-    mm.hugetlb.set_nr_overcommit(2, GIGANTIC)
-    with mm.spawn() as process:
-        with pytest.raises(OutOfMemory, match="cannot be reserved"):
-            process.mmap(3 * GIGANTIC_SIZE, MAP_HUGETLB | MAP_GIGANTIC)
-        assert mm.hugetlb.counters(GIGANTIC) == counters(0, 0)
-        assert free_pages(mm) == free - 1
-        verify(mm)
-
-
-def test_no_room_for_a_gigantic_page_is_a_sigbus(boot: Boot) -> None:
-    mm = boot(16, gigantic_order=GIGANTIC)
-    mm.hugetlb.set_nr_overcommit(2, GIGANTIC)
-    mm.hugetlb.set_nr_hugepages(1, GIGANTIC)
-    with mm.spawn() as process:
-        addr = process.mmap(2 * GIGANTIC_SIZE, MAP_HUGETLB | MAP_GIGANTIC | MAP_NORESERVE)
-        process.touch(addr, GIGANTIC_SIZE)
-        with pytest.raises(OutOfMemory, match="SIGBUS"):
-            process.touch(addr + GIGANTIC_SIZE, PAGE_SIZE)
-        assert mm.hugetlb.counters(GIGANTIC) == counters(1, 0)
-        verify(mm)
-
-
-def test_a_gigantic_page_that_was_not_needed_goes_back(boot: Boot) -> None:
-    """While Python allocated it, somebody else freed one: the fault takes that."""
-    mm = boot(32, gigantic_order=GIGANTIC)
-    mm.hugetlb.set_nr_overcommit(2, GIGANTIC)
-    free = free_pages(mm)
-    mm.hugetlb.set_nr_hugepages(1, GIGANTIC)
-    (pfn,) = in_pool(mm, 1)
-    mm.mem.hstate[1].resv_huge_pages = 1  # taken, until the allocation happens
-    hugetlb = mm.hugetlb
-    allocate = hugetlb._alloc_gigantic
-
-    def and_meanwhile(h: int, gfp: int, user_addr: int, node: int) -> int:
-        mm.mem.hstate[1].resv_huge_pages = 0
-        return allocate(h, gfp, user_addr, node)
-
-    with mm.spawn() as process, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hugetlb, "_alloc_gigantic", and_meanwhile)
-        addr = process.mmap(GIGANTIC_SIZE, MAP_HUGETLB | MAP_GIGANTIC | MAP_NORESERVE)
-        process.touch(addr, PAGE_SIZE)
-        assert head_at(mm, process, addr) == pfn
-        assert mm.hugetlb.counters(GIGANTIC) == counters(1, 0)
-        verify(mm)
-    mm.hugetlb.set_nr_hugepages(0, GIGANTIC)
-    assert free_pages(mm) == free
-    verify(mm)
-
-
-def test_a_gigantic_page_that_is_one_too_many_by_now_goes_back(boot: Boot) -> None:
-    mm = boot(32, gigantic_order=GIGANTIC)
-    mm.hugetlb.set_nr_overcommit(1, GIGANTIC)
-    free = free_pages(mm)
-    hugetlb = mm.hugetlb
-    allocate = hugetlb._alloc_gigantic
-
-    def and_meanwhile(h: int, gfp: int, user_addr: int, node: int) -> int:
-        hugetlb.set_nr_overcommit(0, GIGANTIC)
-        return allocate(h, gfp, user_addr, node)
-
-    with mm.spawn() as process, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hugetlb, "_alloc_gigantic", and_meanwhile)
-        addr = process.mmap(GIGANTIC_SIZE, MAP_HUGETLB | MAP_GIGANTIC | MAP_NORESERVE)
-        with pytest.raises(OutOfMemory, match="SIGBUS"):
-            process.touch(addr, PAGE_SIZE)
-    assert mm.hugetlb.counters(GIGANTIC) == counters(0, 0)
-    assert free_pages(mm) == free
-    verify(mm)
-
-
-@pytest.mark.parametrize("cma", [0, 2048])
-@pytest.mark.parametrize("gfp_zero", [0, 1 << 8])
-def test_a_gigantic_page_is_zero_if_zeros_were_asked_for(boot: Boot, cma: int, gfp_zero: int) -> None:
-    """Patch 9: the CMA branch gets the caller's __GFP_ZERO as the other does."""
-    mm = boot(24, gigantic_order=GIGANTIC, cma_pages=cma)
-    dirty_free_memory(mm)
-    pfn = mm.hugetlb._alloc_gigantic(1, gfp_zero, USER_ADDR_NONE, 0)
-    assert pfn != NO_PAGE
-    assert (pfn >= mm.nr_pages - cma) == bool(cma)
-    assert reads_zero(mm, pfn, GIGANTIC) == bool(gfp_zero)
 
 
 # ------------------------------------------------------------------ mmap

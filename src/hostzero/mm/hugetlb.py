@@ -256,7 +256,7 @@ def alloc_hugetlb_folio_reserve(mem: Memory, h: int, nid: int) -> tuple[int, boo
     (`gather_surplus_pages` does not); that page goes to the fault and never to the pool, and if
     it is not wanted there (a failed charge, a lost race) it passes `free_huge_folio`, which
     forgets. v6 and v7 reached it, because there a reservation asked for zeros.
-    `tests/mm/test_hugetlbfs.py` tries every operation on a pool and finds none.
+    `tests/mm/test_hugetlb_zeroed.py` tries every operation on a pool and finds none.
 
     Returns NO_PAGE without a reservation or a page.
     """

@@ -244,8 +244,10 @@ def return_huge_folio(mem: Memory, pfn: int) -> bool:
     Source: `free_huge_folio` without the step back to the buddy lists, which belongs to
     `page_free.free_huge_folio`. A temporary folio leaves, and any folio while its node has
     surplus ones, unless it is reserved again: Linux lets that one go too, and is left with a
-    reservation for which the pool has no page. Nothing is known of the contents any more (patch 20): the folio may have
-    been mapped, and what never was is not worth telling apart.
+    reservation for which the pool has no page.
+
+    Nothing is known of the contents any more (patch 20): the folio may have been mapped, and
+    what never was is not worth telling apart.
     """
     h = folio_hstate(mem, pfn)
     page = mem.mem_map[pfn]
