@@ -14,6 +14,7 @@ from hostzero.errors import BadAddress, MmError, OutOfMemory, UsageError
 from hostzero.jit import COMPILER_ON
 from hostzero.mm import MemoryManager, Process
 from hostzero.mm.gfp import GFP_HIGHUSER_MOVABLE, GFP_KERNEL, GFP_NORETRY
+from hostzero.mm.kstrtox import UINT_MAX
 from hostzero.mm.mmap import (
     MADV_DONTNEED,
     MADV_HUGEPAGE,
@@ -416,7 +417,7 @@ class HostAndProcesses(RuleBasedStateMachine):
         self.host.zeroes = self.zeroes
         self.host.register()
         if reported:
-            self.mm.page_reporting.flush(2**64)
+            self.mm.page_reporting.flush(UINT_MAX)
         self.mmap(0, 1100, None, reported)
 
     def zeroes(self, pfn: int, order: int) -> bool:
@@ -447,7 +448,7 @@ class HostAndProcesses(RuleBasedStateMachine):
     def pass_time(self, seconds: float) -> None:
         self.mm.clock.advance(seconds)
 
-    @rule(budget=st.sampled_from([0, 1, 3, 2**64]))
+    @rule(budget=st.sampled_from([0, 1, 3, UINT_MAX]))
     def flush(self, budget: int) -> None:
         self.mm.page_reporting.flush(budget)
 
@@ -611,7 +612,7 @@ def test_a_page_s_whole_way(boot: Boot) -> None:
     process.fill(addr, HUGE, 0xEE)
     process.munmap(addr, HUGE)
     mm.drain_all_pages()
-    assert mm.page_reporting.flush(2**64) > 0
+    assert mm.page_reporting.flush(UINT_MAX) > 0
     before = mm.vm_stats()
     again = process.mmap(HUGE)
     process.madvise(again, HUGE, MADV_POPULATE_WRITE)
