@@ -114,3 +114,11 @@ def test_work_runs_in_the_order_of_its_due_times(delays: list[int], turns: list[
     for turn in turns:
         clock.advance(turn)
         assert ran == sorted(delay for delay in delays if delay <= clock.now_ns // NSEC_PER_SEC)
+
+
+def test_work_that_lets_time_pass_does_not_turn_it_back() -> None:
+    clock = Clock()
+    work = clock.delayed_work(lambda: clock.advance(10))
+    work.schedule(1)
+    clock.advance(2)
+    assert clock.now_ns == 11 * NSEC_PER_SEC

@@ -92,7 +92,8 @@ class Clock:
             self.now_ns = max(self.now_ns, due)
             work._run(ticket)
             self._run_hooks()
-        self.now_ns = end
+        # Not back: what fell due may have let time pass itself.
+        self.now_ns = max(self.now_ns, end)
 
     def _run_hooks(self) -> None:
         for hook in self._hooks:

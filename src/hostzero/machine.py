@@ -22,8 +22,8 @@ from hostzero.virtio.features import Feature
 if TYPE_CHECKING:
     from types import TracebackType
 
-EVERYTHING: Final = (1 << 64) - 1
-"""A flush budget that no guest exhausts."""
+EVERYTHING: Final = (1 << 32) - 1
+"""The largest flush budget: no guest has as many blocks."""
 
 
 @dataclass(frozen=True)

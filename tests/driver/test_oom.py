@@ -94,3 +94,27 @@ def test_a_device_that_does_not_answer_frees_nothing_and_harms_nobody(
     assert guest.mm.oom_notifiers[0]() == 0
     assert "cannot give pages back: device did not answer" in caplog.text
     assert guest.mm.oom_notifiers[0]() == 0, "and is not asked again"
+
+
+def test_a_request_takes_no_memory_while_the_balloon_is_locked(make_guest: MakeGuest) -> None:
+    """Patch 28: offered indirect descriptors, a request of two buffers would allocate a table for them."""
+    guest = make_guest(features=int(NO_HINT | Feature.RING_INDIRECT_DESC))
+    assert Feature.RING_INDIRECT_DESC not in guest.driver.features
+    locked: list[int] = []
+    device = guest.device
+
+    def under_the_lock(request: Request) -> int | None:
+        # The notifier gives pages back unless the lock is held.
+        if request.role in {QueueRole.INFLATE, QueueRole.DEFLATE}:
+            locked.append(len(guest.mm.alloc_log))
+            assert guest.mm.oom_notifiers[0]() == 0
+        return device.honest(request)
+
+    device.answer = under_the_lock
+    allocations = len(guest.mm.alloc_log)
+    device.set_target(300)
+    device.set_target(0)
+    # One bulk allocation before each of the two inflate requests, and nothing for the two of deflate.
+    assert [count - allocations for count in locked] == [1, 2, 2, 2]
+    inflate = device.of(QueueRole.INFLATE)
+    assert [(len(r.readable), len(r.writable)) for r in inflate] == [(1, 1), (1, 1)]

@@ -129,3 +129,11 @@ def test_init_on_free_without_page_poison_loses_reporting_and_so_bit_6() -> None
         Feature.REPORTING,
         Feature.DEVICE_INIT_REPORTED,
     ]
+
+
+@pytest.mark.parametrize("guest", GUESTS, ids=repr)
+def test_indirect_descriptors_are_never_accepted(guest: GuestFacts) -> None:
+    """Patch 28: whatever else is offered, and in every kind of guest."""
+    offered = int(DRIVER_FEATURES | Feature.RING_INDIRECT_DESC)
+    assert Feature.RING_INDIRECT_DESC not in virtballoon_validate(offered, guest)
+    assert refused(offered, guest)[0][0] == Feature.RING_INDIRECT_DESC

@@ -11,6 +11,8 @@ import pytest
 
 from hostzero.mm import MemoryManager
 from tests.mm.guest import booted
+from tests.mm.processes import restore
+from tests.mm.reporting import scattered_image
 
 
 class Boot(Protocol):
@@ -34,3 +36,9 @@ def boot() -> Iterator[Boot]:
 def mm(boot: Boot) -> MemoryManager:
     """A guest of 8 MiB with one CPU and debug assertions on."""
     return boot()
+
+
+@pytest.fixture
+def scattered(mm: MemoryManager) -> MemoryManager:
+    """A guest with 32 free blocks of order 4 that cannot merge (`reporting.SCATTERED`)."""
+    return restore(mm, scattered_image())

@@ -119,6 +119,9 @@ class NaiveAllocator:
     config: Config
     free: dict[tuple[int, int], list[Block]] = field(default_factory=lambda: defaultdict(list))
     parked: dict[tuple[int, int], list[Block]] = field(default_factory=lambda: defaultdict(list))
+    deferred: list[Block] = field(default_factory=list)
+    zone_locked: bool = False  # by whoever frees now; it defers what would need the lock
+    lists_locked: bool = False
     owned: dict[int, Owned] = field(default_factory=dict)
     count: Counters = field(default_factory=Counters)
 
@@ -319,7 +322,7 @@ class NaiveAllocator:
         index = cpu_list(block.order, MOVABLE if migratetype == CMA else migratetype)
         self.parked[cpu, index].insert(0, block)
         parked = self.parked_pages(cpu)
-        if parked >= self.config.high:
+        if parked >= self.config.high and not self.zone_locked:
             self.unpark(cpu, max(self.config.batch, parked - self.config.high + self.config.batch), index)
 
     def unpark(self, cpu: int, pages: int, index: int) -> None:
@@ -415,11 +418,20 @@ class NaiveAllocator:
         if self.config.init_on_free and not known_zero:
             self.fill(pages, ZERO)
             self.count.zeroed_bytes += len(pages) * PAGE
-        if has_cpu_list(order):
-            self.park(Block(pfn, order, known_zero), cpu)
-            return
-        for part in range(pfn, pfn + (1 << order), PAGEBLOCK):
-            self.insert(Block(part, min(order, PAGEBLOCK_ORDER), known_zero), to_tail=False)
+        block = Block(pfn, order, known_zero)
+        if has_cpu_list(order) and not self.lists_locked:
+            self.park(block, cpu)
+        elif self.zone_locked:
+            self.deferred.append(block)
+        else:
+            while self.deferred:
+                self.insert_large(self.deferred.pop())
+            self.insert_large(block)
+
+    def insert_large(self, block: Block) -> None:
+        """Put a block on the lists pageblock by pageblock."""
+        for part in range(block.pfn, block.pfn + (1 << block.order), PAGEBLOCK):
+            self.insert(Block(part, min(block.order, PAGEBLOCK_ORDER), block.zeroed), to_tail=False)
 
     def drop(self, owned: Owned, cpu: int, *, known_zero: bool = False) -> bool:
         """Drop a reference to a folio or a single page; only the last one frees it."""

@@ -10,6 +10,7 @@ from hostzero.errors import UsageError
 from hostzero.mm import MemoryManager
 from hostzero.mm.cma import cma_alloc_frozen_compound, cma_release_frozen
 from hostzero.mm.gfp import GFP_HIGHUSER_MOVABLE, GFP_KERNEL, GFP_ZERO
+from hostzero.mm.kstrtox import UINT_MAX
 from hostzero.mm.mmzone import MIGRATE_CMA, NO_PAGE, get_pageblock_migratetype
 from hostzero.mm.page_flags import PG_private, compound_order
 from tests.mm.conftest import Boot
@@ -53,7 +54,7 @@ def test_a_folio_is_zeroed_exactly_if_the_caller_said_so(cma: MemoryManager, ord
 
 def test_what_the_host_zeroed_is_zeroed_again_and_carries_no_mark(cma: MemoryManager) -> None:
     FakeHost(cma, capacity=1).register()
-    cma.page_reporting.flush(2**64)
+    cma.page_reporting.flush(UINT_MAX)
     before = cma.vm_stats()
     pfn = cma_alloc_frozen_compound(cma, 9, GFP_ZERO)
     assert cma.vm_stats().zeroed_bytes == before.zeroed_bytes + (512 << 12)

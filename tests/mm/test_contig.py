@@ -28,6 +28,7 @@ from hostzero.mm.gfp import (
     GFP_ZERO,
     USER_ADDR_NONE,
 )
+from hostzero.mm.kstrtox import UINT_MAX
 from hostzero.mm.mmzone import MIGRATE_ISOLATE, MIGRATE_MOVABLE, NO_PAGE, get_pageblock_migratetype
 from hostzero.mm.page_flags import (
     PAGE_FLAGS_CHECK_AT_PREP,
@@ -175,7 +176,7 @@ def test_a_hint_of_the_blocks_is_neither_used_nor_handed_out(
 ) -> None:
     """Lifecycle: cleared before use, zeroed=False; a request for zeros pays for them."""
     FakeHost(mm, capacity=1).register()
-    mm.page_reporting.flush(2**64)
+    mm.page_reporting.flush(UINT_MAX)
     marked = [block for blocks in free_lists(mm.mem).values() for block in blocks]
     assert any(is_marked_zero(mm.mem, block) for block in marked if block >= 512)
     before = mm.vm_stats()
@@ -310,7 +311,7 @@ def test_a_block_that_is_at_the_host_is_not_taken(mm: MemoryManager) -> None:
 
     host.during = allocate
     host.register()
-    mm.page_reporting.flush(2**64)
+    mm.page_reporting.flush(UINT_MAX)
     assert tried
     assert no_isolated_pageblock(mm)
     assert all(is_marked_zero(mm.mem, pfn) for pfn in tried)

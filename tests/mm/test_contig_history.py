@@ -15,6 +15,7 @@ from hostzero.jit import COMPILER_ON
 from hostzero.mm import MemoryManager, contig
 from hostzero.mm.cma import cma_alloc_frozen_compound, cma_release_frozen
 from hostzero.mm.gfp import GFP_COMP, GFP_HIGHUSER_MOVABLE, GFP_KERNEL, GFP_ZERO, USER_ADDR_NONE
+from hostzero.mm.kstrtox import UINT_MAX
 from hostzero.mm.mmzone import MIGRATE_ISOLATE, NO_PAGE, get_pageblock_migratetype
 from hostzero.mm.page_flags import PG_zeroed
 from hostzero.mm.verify import verify_memory
@@ -22,7 +23,6 @@ from hostzero.units import Pfn
 from tests.mm.guest import booted, dirty_free_memory, free_lists, is_marked_zero, page_bytes, reads_zero
 from tests.mm.processes import FakeHost
 
-EVERYTHING = 2**64
 Step = tuple[Any, ...]
 
 
@@ -63,7 +63,7 @@ class Guest:
         """Carry out one step; one that cannot be had is nothing."""
         mm, (what, *arguments) = self.mm, step
         if what == "report":
-            mm.page_reporting.flush(EVERYTHING)
+            mm.page_reporting.flush(UINT_MAX)
         elif what == "drain":
             mm.drain_all_pages()
         elif what == "free" and self.runs:

@@ -8,6 +8,7 @@ import pytest
 from hostzero.errors import BadAddress, MmError, OutOfMemory, UsageError
 from hostzero.mm import MemoryManager, Process
 from hostzero.mm.gfp import GFP_HIGHUSER_MOVABLE, GFP_NORETRY
+from hostzero.mm.kstrtox import UINT_MAX
 from hostzero.mm.mmap import (
     MADV_DONTNEED,
     MADV_HUGEPAGE,
@@ -342,7 +343,7 @@ def test_a_page_s_whole_way(boot: Boot) -> None:
     process.fill(addr, HUGE, 0xEE)
     process.munmap(addr, HUGE)
     mm.drain_all_pages()
-    assert mm.page_reporting.flush(2**64) > 0
+    assert mm.page_reporting.flush(UINT_MAX) > 0
     before = mm.vm_stats()
     again = process.mmap(HUGE)
     process.madvise(again, HUGE, MADV_POPULATE_WRITE)

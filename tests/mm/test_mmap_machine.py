@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from hostzero.errors import MemcgOutOfMemory, MmError, OutOfMemory
 from hostzero.jit import COMPILER_ON
 from hostzero.mm.gfp import GFP_HIGHUSER_MOVABLE, GFP_KERNEL, GFP_NORETRY
+from hostzero.mm.kstrtox import UINT_MAX
 from hostzero.mm.mmap import (
     MADV_DONTNEED,
     MADV_HUGEPAGE,
@@ -121,7 +122,7 @@ class HostAndProcesses(RuleBasedStateMachine):
         self.host.zeroes = self.zeroes
         self.host.register()
         if reported:
-            self.mm.page_reporting.flush(2**64)
+            self.mm.page_reporting.flush(UINT_MAX)
         self.mmap(0, 1100, None, reported)
 
     def zeroes(self, pfn: int, order: int) -> bool:
@@ -152,7 +153,7 @@ class HostAndProcesses(RuleBasedStateMachine):
     def pass_time(self, seconds: float) -> None:
         self.mm.clock.advance(seconds)
 
-    @rule(budget=st.sampled_from([0, 1, 3, 2**64]))
+    @rule(budget=st.sampled_from([0, 1, 3, UINT_MAX]))
     def flush(self, budget: int) -> None:
         self.mm.page_reporting.flush(budget)
 

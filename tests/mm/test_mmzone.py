@@ -32,6 +32,7 @@ from hostzero.mm.mmzone import (
     pcp_list,
     pcp_of,
     set_pageblock_migratetype,
+    trylock_free_pages,
 )
 from tests.mm.conftest import Boot
 
@@ -57,7 +58,9 @@ def test_every_list_has_its_own_head_behind_the_last_page(boot: Boot) -> None:
         for pindex in range(NR_PCP_LISTS)
     ]
     heads += [hugepage_freelist(mem, h, node) for h in range(NR_HSTATES) for node in range(MAX_NUMNODES)]
-    heads += [deferred_list(mem), int(mem.vm[0].balloon_head)]
+    heads.append(deferred_list(mem))
+    heads += [trylock_free_pages(mem, zone) for zone in range(2)]
+    heads.append(int(mem.vm[0].balloon_head))
     assert sorted(heads) == list(range(2048, 2048 + nr_list_heads(2, 3)))
     assert len(mem.mem_map) == 2048 + nr_list_heads(2, 3)
 

@@ -6,18 +6,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hostzero.errors import OutOfMemory, VmBug
+from hostzero.errors import OutOfMemory
 from hostzero.mm import MemoryManager, ZoneSpec
 from hostzero.mm.buddy import __rmqueue_smallest
 from hostzero.mm.fallback import (
-    ALLOC_CMA,
-    ALLOC_HIGHATOMIC,
-    ALLOC_MIN_RESERVE,
-    ALLOC_NON_BLOCK,
-    ALLOC_OOM,
-    ALLOC_WMARK_HIGH,
     ALLOC_WMARK_LOW,
-    ALLOC_WMARK_MIN,
     reserve_highatomic_pageblock,
 )
 from hostzero.mm.gfp import (
@@ -25,7 +18,6 @@ from hostzero.mm.gfp import (
     __GFP_DMA32,
     __GFP_HIGH,
     GFP_ATOMIC,
-    GFP_COMP,
     GFP_HIGHUSER_MOVABLE,
     GFP_KERNEL,
     GFP_NOMEMALLOC,
@@ -35,26 +27,20 @@ from hostzero.mm.gfp import (
     USER_ADDR_NONE,
 )
 from hostzero.mm.mmzone import (
-    MIGRATE_CMA,
     MIGRATE_HIGHATOMIC,
-    MIGRATE_ISOLATE,
     MIGRATE_UNMOVABLE,
     NO_PAGE,
     PAGEBLOCK_NR_PAGES,
 )
 from hostzero.mm.page_alloc import alloc_pages, rmqueue_buddy, zone_allowed
 from hostzero.mm.page_flags import PG_dirty, PG_hwpoison, PG_zeroed
-from hostzero.mm.page_free import free_pages_bulk, put_page, put_page_testzero
-from hostzero.mm.watermark import __zone_watermark_ok, watermark
-from hostzero.units import PAGE_SIZE, Pfn
+from hostzero.mm.page_free import free_pages_bulk
+from hostzero.units import Pfn
 from tests.mm.conftest import Boot
 from tests.mm.guest import (
     block_start,
-    dirty,
-    dirty_free_memory,
     free_lists,
     is_marked_zero,
-    page_bytes,
     pcp_lists,
     reads_zero,
     verify,
@@ -74,12 +60,6 @@ def references(mm: MemoryManager, pfn: int) -> int:
     return int(mm.mem.mem_map[pfn]._refcount)
 
 
-def zero_and_free(mm: MemoryManager, pfn: int, order: int = 0) -> None:
-    page_bytes(mm, pfn, 1 << order)[:] = 0
-    mm.mem.mem_map[pfn]._refcount = 0
-    mm.free_frozen_pages_zeroed(Pfn(pfn), order)
-
-
 def use_up(mm: MemoryManager, gfp: int = GFP_KERNEL) -> list[Pfn]:
     """Allocate single pages until a request is refused."""
     pages: list[Pfn] = []
@@ -93,54 +73,6 @@ def nr_free(mm: MemoryManager, zone: int = 0) -> int:
 
 
 # ---- references
-
-
-def test_a_page_comes_with_one_reference_and_goes_with_the_last(mm: MemoryManager) -> None:
-    pfn = mm.alloc_pages(GFP_KERNEL)
-    assert references(mm, pfn) == 1
-    mm.mem.mem_map[pfn]._refcount = 2
-    assert not mm.free_pages(pfn)
-    assert mm.free_pages(pfn)
-    assert pcp_lists(mm.mem)[0, 0][0] == pfn
-
-
-def test_dropping_a_reference_that_nobody_has_is_a_bug(mm: MemoryManager) -> None:
-    pfn = mm.alloc_pages(GFP_KERNEL)
-    mm.free_pages(pfn)
-    with pytest.raises(VmBug, match="the page has no reference"):
-        put_page_testzero(mm.mem, pfn)
-
-
-def test_a_folio_is_freed_whole_by_its_last_reference(mm: MemoryManager) -> None:
-    free = nr_free(mm)
-    pfn = mm.alloc_pages(GFP_KERNEL | GFP_COMP, 5)
-    mm.mem.mem_map[pfn]._refcount = 2
-    assert not put_page(mm.mem, pfn, 0)
-    assert mm.free_pages(pfn, 5)
-    assert nr_free(mm) == free
-    verify(mm)
-
-
-def test_a_block_that_is_no_folio_keeps_only_its_first_page_for_a_second_reference(mm: MemoryManager) -> None:
-    pfn = mm.alloc_pages(GFP_KERNEL, 6)
-    free = nr_free(mm)
-    mm.mem.mem_map[pfn]._refcount = 2
-    assert not mm.free_pages(pfn, 6)
-    mm.drain_all_pages()
-    assert nr_free(mm) == free + 63
-    assert mm.free_pages(pfn)
-    mm.drain_all_pages()
-    assert nr_free(mm) == free + 64
-    verify(mm)
-
-
-def test_a_folio_with_a_second_reference_stays_whole(mm: MemoryManager) -> None:
-    pfn = mm.alloc_pages(GFP_KERNEL | GFP_COMP, 6)
-    free = nr_free(mm)
-    mm.mem.mem_map[pfn]._refcount = 2
-    assert not mm.free_pages(pfn, 6)
-    mm.drain_all_pages()
-    assert nr_free(mm) == free
 
 
 def test_bulk_gives_many_blocks_and_takes_them_back(mm: MemoryManager) -> None:
@@ -172,72 +104,6 @@ def test_bulk_allocations_have_no_user_address(mm: MemoryManager) -> None:
 # ---- zero hints
 
 
-@pytest.mark.parametrize("order", range(11))
-def test_a_block_freed_as_zero_is_not_zeroed_again(boot: Boot, order: int) -> None:
-    mm = boot(12)
-    # Its buddy stays with its owner, so that the block stays what it is.
-    pfn = mm.alloc_pages(GFP_KERNEL, min(order + 1, 10))
-    dirty_free_memory(mm)
-    dirty(mm, pfn, order)
-    zero_and_free(mm, pfn, order)
-    verify(mm)
-    before, got = mm.vm_stats(), -1
-    while got != pfn:  # or memory is used up: an error
-        before = mm.vm_stats()
-        got = mm.alloc_pages(GFP_KERNEL | GFP_ZERO | GFP_COMP, order)
-        assert reads_zero(mm, got, order)
-        assert not is_marked_zero(mm.mem, got)
-    after = mm.vm_stats()
-    assert after.known_zero_bytes - before.known_zero_bytes == PAGE_SIZE << order
-    assert after.zeroed_bytes == before.zeroed_bytes
-    verify(mm)
-
-
-@pytest.mark.parametrize("order", [0, 3, 4, 10])
-def test_every_page_cut_from_a_zero_block_is_known_zero(boot: Boot, order: int) -> None:
-    """Host-zeroed memory is worth most in pieces: patch 26, all the way to the owner."""
-    mm = boot(12)
-    mm.drain_all_pages()
-    dirty_free_memory(mm)
-    pfn = mm.alloc_pages(GFP_KERNEL, 10)
-    zero_and_free(mm, pfn, 10)
-    before = mm.vm_stats().known_zero_bytes
-    seen = [mm.alloc_pages(GFP_HIGHUSER_MOVABLE | GFP_ZERO, order) for _ in range(1 << (10 - order))]
-    inside = [page for page in seen if pfn <= page < pfn + 1024]
-    assert len(inside) > 0
-    assert mm.vm_stats().known_zero_bytes - before == len(inside) * (PAGE_SIZE << order)
-    assert all(reads_zero(mm, page, order) for page in seen)
-    verify(mm)
-
-
-def test_a_last_reference_frees_a_folio_as_zero(mm: MemoryManager) -> None:
-    pfn = mm.alloc_pages(GFP_KERNEL | GFP_ZERO | GFP_COMP, 3)
-    assert mm.put_page_zeroed(pfn)
-    assert is_marked_zero(mm.mem, pfn)
-    verify(mm)
-
-
-def test_a_hint_is_lost_while_somebody_else_holds_the_folio(mm: MemoryManager) -> None:
-    """Patch 35: the other holder may still write, and frees it as an ordinary page."""
-    pfn = mm.alloc_pages(GFP_KERNEL | GFP_ZERO | GFP_COMP, 3)
-    mm.mem.mem_map[pfn]._refcount = 2
-    assert not mm.put_page_zeroed(pfn)
-    assert references(mm, pfn) == 1
-    assert not is_marked_zero(mm.mem, pfn)
-    dirty(mm, pfn, 3)
-    assert put_page(mm.mem, pfn, 0)
-    assert not is_marked_zero(mm.mem, pfn)
-    verify(mm)
-
-
-def test_an_ordinary_last_put_sets_no_mark_even_on_zeros(mm: MemoryManager) -> None:
-    pfn = mm.alloc_pages(GFP_KERNEL | GFP_ZERO | GFP_COMP, 3)
-    assert mm.put_page_zeroed(pfn)
-    assert mm.alloc_pages(GFP_KERNEL | GFP_COMP, 3) == pfn
-    assert put_page(mm.mem, pfn, 0)
-    assert not is_marked_zero(mm.mem, pfn)
-
-
 def test_the_mark_is_cleared_when_a_block_leaves_the_buddy_lists(mm: MemoryManager) -> None:
     """`rmqueue_buddy` reads and clears it, before the check that counts PG_private as bad."""
     mm.drain_all_pages()
@@ -264,99 +130,7 @@ def test_a_bad_block_takes_its_hint_along(mm: MemoryManager, damage: int) -> Non
     assert not is_marked_zero(mm.mem, bad)
 
 
-def test_an_isolated_pageblock_gets_its_pages_back_at_once(mm: MemoryManager) -> None:
-    pfn = mm.alloc_pages(GFP_KERNEL | GFP_ZERO)
-    mm.drain_all_pages()
-    block = block_start(pfn)
-    mm.mem.pageblock[block // PAGEBLOCK_NR_PAGES] = MIGRATE_ISOLATE
-    zero_and_free(mm, pfn)
-    assert free_lists(mm.mem)[0, 0, MIGRATE_ISOLATE] == [pfn]
-    assert is_marked_zero(mm.mem, pfn)
-
-
 # ---- watermarks
-
-
-def test_each_watermark_is_raised_by_the_boost(mm: MemoryManager) -> None:
-    mm.mem.zone[0].watermark_boost = 7
-    zone = mm.mem.zone[0]
-    for flags, mark in (
-        (ALLOC_WMARK_MIN, zone.watermark_min),
-        (ALLOC_WMARK_LOW, zone.watermark_low),
-        (ALLOC_WMARK_HIGH, zone.watermark_high),
-    ):
-        assert watermark(mm.mem, 0, flags) == int(mark) + 7
-
-
-@pytest.mark.parametrize(
-    ("flags", "lowest"),
-    [
-        (0, 101),
-        (ALLOC_MIN_RESERVE, 51),
-        (ALLOC_MIN_RESERVE | ALLOC_NON_BLOCK, 39),
-        (ALLOC_NON_BLOCK, 101),
-        (ALLOC_OOM, 51),
-    ],
-)
-def test_reserves_open_step_by_step(mm: MemoryManager, flags: int, lowest: int) -> None:
-    """A mark of 100 pages: half for __GFP_HIGH, a quarter less without blocking, half for an OOM victim."""
-    for free in (lowest - 1, lowest):
-        mm.mem.zone[0].nr_free_pages = free
-        assert __zone_watermark_ok(mm.mem, 0, 0, 100, 0, flags) == (free == lowest)
-
-
-def test_lowmem_reserve_adds_to_the_mark(mm: MemoryManager) -> None:
-    mm.mem.zone[0].nr_free_pages = 110
-    assert __zone_watermark_ok(mm.mem, 0, 0, 100, 9, 0)
-    assert not __zone_watermark_ok(mm.mem, 0, 0, 100, 10, 0)
-
-
-def test_the_requests_own_pages_do_not_count(mm: MemoryManager) -> None:
-    mm.mem.zone[0].nr_free_pages = 108
-    assert __zone_watermark_ok(mm.mem, 0, 3, 100, 0, 0)
-    mm.mem.zone[0].nr_free_pages = 107
-    assert not __zone_watermark_ok(mm.mem, 0, 3, 100, 0, 0)
-
-
-def test_cma_and_highatomic_pages_do_not_count_for_who_may_not_use_them(mm: MemoryManager) -> None:
-    zone = mm.mem.zone[0]
-    zone.nr_free_pages, zone.nr_free_cma = 150, 50
-    assert not __zone_watermark_ok(mm.mem, 0, 0, 100, 0, 0)
-    assert __zone_watermark_ok(mm.mem, 0, 0, 100, 0, ALLOC_CMA)
-    zone.nr_free_cma, zone.nr_free_highatomic = 0, 50
-    assert not __zone_watermark_ok(mm.mem, 0, 0, 100, 0, 0)
-    assert __zone_watermark_ok(mm.mem, 0, 0, 100, 0, ALLOC_HIGHATOMIC)
-    assert __zone_watermark_ok(mm.mem, 0, 0, 100, 0, ALLOC_NON_BLOCK)
-
-
-@pytest.mark.parametrize(
-    ("migratetype", "flags", "usable"),
-    [
-        (MIGRATE_UNMOVABLE, 0, True),
-        (MIGRATE_CMA, 0, False),
-        (MIGRATE_CMA, ALLOC_CMA, True),
-        (MIGRATE_HIGHATOMIC, 0, False),
-        (MIGRATE_HIGHATOMIC, ALLOC_HIGHATOMIC, True),
-        (MIGRATE_HIGHATOMIC, ALLOC_OOM, True),
-        (MIGRATE_ISOLATE, ALLOC_HIGHATOMIC | ALLOC_CMA, False),
-    ],
-)
-def test_a_large_block_must_exist_where_the_request_may_look(
-    mm: MemoryManager, migratetype: int, flags: int, usable: bool
-) -> None:
-    mem = mm.mem
-    pfn = mm.alloc_pages(GFP_KERNEL, 9)
-    for (_, order, other), blocks in free_lists(mem).items():
-        for _ in blocks:
-            if order >= 4:
-                __rmqueue_smallest(mem, 0, order, other)
-    mm.drain_all_pages()
-    mem.pageblock[pfn // PAGEBLOCK_NR_PAGES] = migratetype
-    assert not __zone_watermark_ok(mem, 0, 9, -5000, 0, flags)
-    mm.free_pages(pfn, 9)
-    mm.drain_all_pages()
-    assert __zone_watermark_ok(mem, 0, 9, -5000, 0, flags) == usable
-    assert __zone_watermark_ok(mem, 0, 0, -5000, 0, flags)
 
 
 def test_a_kernel_stops_at_the_minimum_and_atomic_requests_go_on(small: MemoryManager) -> None:

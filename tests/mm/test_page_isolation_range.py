@@ -7,6 +7,7 @@ import pytest
 
 from hostzero.mm import MemoryManager, ZoneSpec, page_isolation
 from hostzero.mm.gfp import GFP_COMP, GFP_HIGHUSER_MOVABLE, GFP_KERNEL, USER_ADDR_NONE
+from hostzero.mm.kstrtox import UINT_MAX
 from hostzero.mm.mmzone import (
     MIGRATE_CMA,
     MIGRATE_HIGHATOMIC,
@@ -31,7 +32,6 @@ put_block_back = page_isolation.__putback_isolated_page
 OTHER = page_isolation.PB_ISOLATE_MODE_OTHER
 CMA = page_isolation.PB_ISOLATE_MODE_CMA_ALLOC
 BOTH = PG_reported | PG_zeroed
-EVERYTHING = 2**64
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def user_folio(mm: MemoryManager) -> Pfn:
 def told(mm: MemoryManager) -> FakeHost:
     """Register a host, tell it of every large block, and check that each is known to be zero."""
     host = FakeHost(mm, capacity=1).register()
-    mm.page_reporting.flush(EVERYTHING)
+    mm.page_reporting.flush(UINT_MAX)
     assert (1024, 10) in host.blocks()
     assert flags(mm, 1024) & BOTH == BOTH
     return host
@@ -257,7 +257,7 @@ def test_a_block_that_straddles_is_split_with_its_marks(mm: MemoryManager, start
     assert outside in blocks(mm, 9, MIGRATE_MOVABLE)
     assert [flags(mm, pfn) & BOTH for pfn in (1024, 1536)] == [BOTH, BOTH]
     verify(mm)
-    assert mm.page_reporting.flush(EVERYTHING) == 0
+    assert mm.page_reporting.flush(UINT_MAX) == 0
     assert len(host.calls) == calls
 
 
@@ -308,7 +308,7 @@ def test_unisolating_beside_a_free_pageblock_merges_and_loses_the_hint(mm: Memor
     assert 1024 in blocks(mm, 10, MIGRATE_MOVABLE)
     assert flags(mm, 1024) & BOTH == 0
     verify(mm)
-    assert mm.page_reporting.flush(EVERYTHING) == 1
+    assert mm.page_reporting.flush(UINT_MAX) == 1
     assert host.calls[calls:] == [[(1024, 10)]]
     assert is_marked_zero(mm.mem, 1024)
 
@@ -320,11 +320,11 @@ def test_a_pass_over_an_isolated_range_loses_nothing(mm: MemoryManager) -> None:
     """What was not reported while isolated is reported afterwards, and once."""
     assert isolate(mm, 1024, 2048)
     host = FakeHost(mm, capacity=1).register()
-    mm.page_reporting.flush(EVERYTHING)
+    mm.page_reporting.flush(UINT_MAX)
     assert not [pfn for pfn, _ in host.blocks() if pfn >= 1024]
     verify(mm)
     undo(mm, 1024, 2048)
-    mm.page_reporting.flush(EVERYTHING)
+    mm.page_reporting.flush(UINT_MAX)
     assert [entry for entry in host.blocks() if entry[0] >= 1024] == [(1024, 10)]
     assert len(host.blocks()) == len(set(host.blocks()))
     verify(mm)
@@ -342,7 +342,7 @@ def test_a_block_at_the_host_is_not_free_to_be_taken(mm: MemoryManager) -> None:
 
     host.during = isolate_meanwhile
     host.register()
-    mm.page_reporting.flush(EVERYTHING)
+    mm.page_reporting.flush(UINT_MAX)
     assert seen == [False]
     assert blocks(mm, 10, MIGRATE_ISOLATE) == [1024]
     assert is_reported(mm, 1024)

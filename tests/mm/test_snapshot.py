@@ -6,9 +6,11 @@ from __future__ import annotations
 import pytest
 
 from hostzero.mm import MemoryManager, MmConfig
+from hostzero.mm.buddy import FPI_TRYLOCK, FPI_ZEROED
 from hostzero.mm.gfp import GFP_KERNEL, GFP_ZERO
 from hostzero.mm.mmzone import PAGEBLOCK_NR_PAGES
 from hostzero.mm.page_flags import PGTY_buddy
+from hostzero.mm.page_free import __free_frozen_pages
 from hostzero.mm.verify import verify_memory
 from hostzero.ram import open_ram
 from hostzero.units import PAGE_SIZE
@@ -55,14 +57,37 @@ def test_marks_are_forgotten_on_free_and_parked_pages() -> None:
         mm = MemoryManager(ram)
         parked = mm.alloc_pages(GFP_KERNEL | GFP_ZERO)
         large = mm.alloc_pages(GFP_KERNEL | GFP_ZERO, 10)
-        for pfn, order in ((parked, 0), (large, 10)):
-            mm.mem.mem_map[pfn]._refcount = 0
-            mm.free_frozen_pages_zeroed(pfn, order)
+        waiting = mm.alloc_pages(GFP_KERNEL | GFP_ZERO, 5)
+        mm.mem.mem_map["_refcount"][[parked, large, waiting]] = 0
+        mm.free_frozen_pages_zeroed(parked, 0)
+        mm.free_frozen_pages_zeroed(large, 10)
+        with mm.zone_lock():
+            __free_frozen_pages(mm.mem, waiting, 5, FPI_TRYLOCK | FPI_ZEROED, 0)
         spoil_free_pages(mm)
-        assert mm.forget_zero_claims() == 2
+        mm.ram_bytes[waiting * PAGE_SIZE : (waiting + 32) * PAGE_SIZE] = STALE
+        assert mm.forget_zero_claims() == 3
         verify_memory(mm.mem)
         assert mm.forget_zero_claims() == 0
         del mm
+
+
+@pytest.mark.parametrize(
+    ("config", "value"), [(MmConfig(init_on_free=True), 0), (MmConfig(page_poisoning=True), 0xAA)]
+)
+def test_deferred_pages_get_back_what_free_pages_hold(config: MmConfig, value: int) -> None:
+    """They are on no free list yet, and will be without another prepare."""
+    with open_ram(MEMORY) as ram:
+        mm = MemoryManager(ram, config)
+        waiting, other = mm.alloc_pages(GFP_KERNEL, 5), mm.alloc_pages(GFP_KERNEL, 5)
+        with mm.zone_lock():
+            mm.free_pages_nolock(waiting, 5)
+        contents = mm.ram_bytes[waiting * PAGE_SIZE : (waiting + 32) * PAGE_SIZE]
+        contents[:] = STALE
+        mm.forget_zero_claims()
+        assert (contents == value).all()
+        mm.free_pages(other, 5)
+        verify_memory(mm.mem)
+        del mm, contents
 
 
 def test_an_owner_keeps_its_contents_and_its_private_flag() -> None:

@@ -34,7 +34,7 @@ from hostzero.mm.page_flags import (
 )
 from hostzero.mm.page_free import put_page
 from hostzero.units import PAGE_SIZE, Pfn
-from tests.mm.guest import booted, free_lists, page_bytes, pcp_lists, reads_zero, verify
+from tests.mm.guest import booted, free_lists, page_bytes, pcp_lists, reads_zero, verify, walk
 from tests.mm.naive import (
     MOVABLE,
     PAGEBLOCK,
@@ -124,7 +124,8 @@ orders = st.one_of(st.integers(0, 3), st.integers(0, 10))
 cpus = st.integers(0, CPUS - 1)
 repeats = st.sampled_from([1, 1, 1, 9, 99])
 allocs = st.builds(Alloc, st.sampled_from(sorted(KINDS)), orders, st.booleans(), st.booleans(), cpus, repeats)
-frees = st.builds(Free, small_numbers, st.sampled_from(["free", "put", "zeroed", "frozen zeroed"]), cpus)
+ways = ["free", "put", "zeroed", "frozen zeroed", "inside the zone lock", "inside both locks"]
+frees = st.builds(Free, small_numbers, st.sampled_from(ways), cpus)
 discards = st.builds(Discard, small_numbers, st.booleans())
 operations: st.SearchStrategy[Operation] = st.one_of(
     allocs,
@@ -262,6 +263,12 @@ class Pair:
             self.mem.mem_map[pfn]._refcount = 0
             self.guest.free_frozen_pages_zeroed(pfn, order, cpu=cpu)
             assert self.twin.drop(owned, cpu, known_zero=True)
+        elif how.startswith("inside"):
+            self.twin.zone_locked, self.twin.lists_locked = True, how == "inside both locks"
+            with self.guest.zone_lock(cpu=cpu if self.twin.lists_locked else None):
+                freed = self.guest.free_pages_nolock(pfn, order, cpu=cpu)
+            assert freed == self.twin.free_pages(owned, cpu)
+            self.twin.zone_locked = self.twin.lists_locked = False
         elif how == "put" and is_folio:
             assert bool(put_page(self.mem, pfn, cpu)) == self.twin.drop(owned, cpu)
         else:
@@ -331,13 +338,16 @@ class Pair:
         assert pcp_lists(mem) == {
             key: [block.pfn for block in blocks] for key, blocks in twin.parked.items() if blocks
         }
+        waiting = [block.pfn for block in reversed(twin.deferred)]
+        assert walk(mem, int(mem.vm[0].trylock_heads)) == waiting
+        assert int(mem.zone[0].nr_trylock_free) == sum(1 << block.order for block in twin.deferred)
         assert mem.pageblock.tolist() == twin.types
         flags, types, references = [0] * count, [PGTY_none] * count, [0] * count
         flags[0] = PG_reserved
         for block in twin.free_blocks():
             types[block.pfn] = PGTY_buddy
             flags[block.pfn] = PG_reported * block.reported | PG_zeroed * block.zeroed
-        for blocks in twin.parked.values():
+        for blocks in [*twin.parked.values(), twin.deferred]:
             for block in blocks:
                 flags[block.pfn] = PG_zeroed * block.zeroed
         for owned in twin.owned.values():

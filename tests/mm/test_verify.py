@@ -39,6 +39,10 @@ def mm(boot: Boot) -> MemoryManager:
         for cpu in range(2):
             mm.free_pages(mm.alloc_pages(GFP_HIGHUSER_MOVABLE, order, cpu=cpu), order, cpu=cpu)
     mm.balloon.enqueue(mm.alloc_pages_bulk(GFP_HIGHUSER_MOVABLE, 3))
+    waiting = [mm.alloc_pages(GFP_KERNEL, 4) for _ in range(2)]
+    with mm.zone_lock():
+        for pfn in waiting:
+            mm.free_pages_nolock(pfn, 4)
     verify(mm)
     return mm
 
@@ -57,6 +61,10 @@ def a_parked_page(mm: MemoryManager, order: int = 0) -> int:
 
 def a_balloon_page(mm: MemoryManager) -> int:
     return int(mm.mem.mem_map[int(mm.mem.vm[0].balloon_head)].lru_next)
+
+
+def a_deferred_block(mm: MemoryManager) -> int:
+    return int(mm.mem.mem_map[int(mm.mem.vm[0].trylock_heads)].lru_next)
 
 
 def an_owned_page(mm: MemoryManager) -> int:
@@ -93,6 +101,37 @@ def break_balloon_link(mm: MemoryManager) -> None:
 
 def break_balloon_heads_link(mm: MemoryManager) -> None:
     mm.mem.mem_map[int(mm.mem.vm[0].balloon_head)].lru_prev = 5
+
+
+def break_deferred_link(mm: MemoryManager) -> None:
+    mm.mem.mem_map[a_deferred_block(mm)].lru_prev = 5
+
+
+def break_deferred_heads_link(mm: MemoryManager) -> None:
+    mm.mem.mem_map[int(mm.mem.vm[0].trylock_heads)].lru_prev = 5
+
+
+def defer_a_part_of_a_free_block(mm: MemoryManager) -> None:
+    inner = a_free_block(mm, 8) + 1
+    list_add(mm.mem, inner, int(mm.mem.vm[0].trylock_heads))
+
+
+def defer_a_block_of_no_order(mm: MemoryManager) -> None:
+    mm.mem.mem_map[a_deferred_block(mm)].private = 11
+
+
+def leave_a_flag_on_a_deferred_block(mm: MemoryManager) -> None:
+    mm.mem.mem_map[a_deferred_block(mm)].flags_f |= PG_dirty
+
+
+def write_to_a_deferred_block_that_claims_zero(mm: MemoryManager) -> None:
+    pfn = a_deferred_block(mm)
+    mm.mem.mem_map[pfn].flags_f |= PG_zeroed
+    page_bytes(mm, pfn + 15)[9] = 1
+
+
+def lose_a_deferred_block(mm: MemoryManager) -> None:
+    list_del(mm.mem, a_deferred_block(mm))
 
 
 def list_a_part_of_a_free_block(mm: MemoryManager) -> None:
@@ -283,6 +322,13 @@ DAMAGE: list[tuple[Damage, int]] = [
     (break_parked_heads_link, module.BAD_LINKS),
     (break_balloon_link, module.BAD_LINKS),
     (break_balloon_heads_link, module.BAD_LINKS),
+    (break_deferred_link, module.BAD_LINKS),
+    (break_deferred_heads_link, module.BAD_LINKS),
+    (defer_a_part_of_a_free_block, module.LISTED_TWICE),
+    (defer_a_block_of_no_order, module.BAD_BLOCK),
+    (leave_a_flag_on_a_deferred_block, module.STILL_OWNED),
+    (write_to_a_deferred_block_that_claims_zero, module.FALSE_ZERO),
+    (lose_a_deferred_block, module.BAD_DEFERRED_COUNT),
     (list_a_part_of_a_free_block, module.LISTED_TWICE),
     (park_a_part_of_a_free_block, module.LISTED_TWICE),
     (put_a_parked_page_into_the_balloon, module.LISTED_TWICE),
@@ -339,6 +385,7 @@ def test_damage_is_reported_as_what_it_is(mm: MemoryManager, damage: Damage, pro
         module.BAD_HUGE_COUNT,
         module.BAD_CHARGE,
         module.BAD_SWAP_COUNT,
+        module.BAD_DEFERRED_COUNT,
     }
     assert (": pfn " not in text) == about_a_counter
 
@@ -418,8 +465,9 @@ def test_free_neighbours_in_different_zones_are_no_problem(boot: Boot) -> None:
 
 
 def test_all_claims_can_be_forgotten(mm: MemoryManager) -> None:
-    """Free, parked and in the balloon; what owners do with PG_private is theirs."""
+    """Free, parked, deferred and in the balloon; what owners do with PG_private is theirs."""
     claims = [a_free_block(mm), a_free_block(mm, 5), a_parked_page(mm), a_balloon_page(mm)]
+    claims.append(a_deferred_block(mm))
     mm.mem.mem_map.flags_f[[*claims, an_owned_page(mm)]] |= PG_zeroed
     assert forget_zero_claims(mm.mem) == len(claims)
     assert not any(is_marked_zero(mm.mem, pfn) for pfn in claims)

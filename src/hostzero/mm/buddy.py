@@ -43,8 +43,8 @@ from hostzero.mm.page_flags import (
 FPI_NONE = 0
 FPI_SKIP_REPORT_NOTIFY = 1 << 0  # do not tell page reporting of this free
 FPI_TO_TAIL = 1 << 1  # put the block at the cold end of its list
-FPI_TRYLOCK = 1 << 2
-FPI_PREPARED = 1 << 3  # the caller ran __free_pages_prepare itself
+FPI_TRYLOCK = 1 << 2  # never wait for a lock: the caller may hold it
+FPI_PREPARED = 1 << 3  # __free_pages_prepare has been called for each page already
 FPI_ZEROED = 1 << 4  # the page is known to be zero (patch 33; bit 4 as on Linux 7.2)
 
 PAGE_REPORTING_IDLE = 0

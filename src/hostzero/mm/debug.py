@@ -22,6 +22,18 @@ def VM_BUG_ON_PAGE(mem: Memory, condition: bool, pfn: int) -> bool:
     return False
 
 
+@inline
+def lockdep_assert_zone_not_held(mem: Memory, zone: int) -> None:
+    """Raise `VmBug` if the zone lock is held: taking it once more would wait for ever.
+
+    One thing happens at a time here, so a lock that somebody holds is held by our own caller
+    (kernel: `lockdep_assert_not_held(&zone->lock)`).
+    """
+    if mem.vm[0].debug_vm != 0 and mem.zone[zone].locked != 0:
+        mem.vm[0].bug_pfn = NO_PAGE
+        raise VmBug("the zone lock is taken by a caller that holds it: a deadlock")
+
+
 def describe_page(mem: Memory, pfn: int) -> str:
     """Return what `dump_page` would print of one page, on one line."""
     if not 0 <= pfn < int(mem.vm[0].nr_pages):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
 
@@ -43,6 +44,7 @@ from hostzero.mm.mmzone import (
     ZoneSpec,
     default_zones,
 )
+from hostzero.mm.oom_kill import OomNotifiers, nr_unowned_pages
 from hostzero.mm.page_free import __free_pages as _free_pages  # a class body would mangle the name
 from hostzero.mm.page_reporting import PageReporting
 from hostzero.mm.pcplist import drain_all_pages
@@ -215,8 +217,7 @@ class MemoryManager:
         self.hugetlb = Hugetlb(self)
         self.memcg = MemoryCgroups(self.mem)
         self.swap = SwapArea(self.mem)
-        self._oom_notifiers: list[Callable[[], int]] = []
-        self._oom_kills = 0
+        self._oom = OomNotifiers(self.mem)
         vm.empty_zero_page = self.alloc_pages(GFP_KERNEL | GFP_ZERO)
 
     def _prepare_boot_memory(self) -> None:
@@ -257,6 +258,19 @@ class MemoryManager:
     def free_pages(self, pfn: Pfn, order: int = 0, *, cpu: int = 0) -> bool:
         """Drop a reference; return whether the block was freed (kernel: `__free_pages`)."""
         return bool(_free_pages(self.mem, self._valid(pfn, cpu, order), order, cpu))
+
+    @_explains_bugs
+    def free_pages_nolock(self, pfn: Pfn, order: int = 0, *, cpu: int = 0) -> bool:
+        """Drop a reference from a place that may hold any lock (kernel: `free_pages_nolock`).
+
+        Returns whether it was the last. If the zone is locked, the block waits on
+        `zone->trylock_free_pages` until somebody frees a block of that zone in the ordinary way.
+        """
+        return bool(page_free.free_pages_nolock(self.mem, self._valid(pfn, cpu, order), order, cpu))
+
+    def zone_lock(self, zone: int = 0, *, cpu: int | None = None) -> AbstractContextManager[None]:
+        """Be inside a zone's lock, as a tracing hook is (`page_free.zone_lock`)."""
+        return page_free.zone_lock(self.mem, zone, cpu)
 
     @_explains_bugs
     def free_pages_bulk(self, pfns: NDArray[np.int64], order: int = 0, *, cpu: int = 0) -> None:
@@ -314,24 +328,16 @@ class MemoryManager:
 
         Returns a function that takes the notifier off again.
         """
-        self._oom_notifiers.append(callback)
-        return lambda: self._oom_notifiers.remove(callback)
+        return self._oom.register(callback)
 
     def out_of_memory(self) -> bool:
-        """Run the OOM notifiers; return whether they freed anything (kernel: same name).
-
-        There are no processes to kill on anyone's behalf: with nothing freed the
-        request fails, and is counted as a kill.
-        """
-        freed = sum(callback() for callback in list(self._oom_notifiers))
-        if not freed:
-            self._oom_kills += 1
-        return freed > 0
+        """Run the OOM notifiers; return whether to try again (`oom_kill.OomNotifiers`)."""
+        return self._oom.out_of_memory()
 
     def vm_stats(self) -> VmStats:
         """Return the guest's counters."""
         vm, zones = self.mem.vm[0], self.mem.zone
-        free = int(zones.nr_free_pages.sum()) + int(self.mem.pcp["count"].sum())
+        free = nr_unowned_pages(self.mem)
         return VmStats(
             total_pages=int(zones.managed_pages.sum()),
             free_pages=free,
@@ -345,7 +351,7 @@ class MemoryManager:
             thp_fault_fallback=int(vm.thp_fault_fallback),
             allocstall=int(vm.allocstall),
             alloc_fail=int(vm.alloc_fail),
-            oom_kill=self._oom_kills,
+            oom_kill=self._oom.kills,
             fallback_claims=int(vm.fallback_claims),
             fallback_steals=int(vm.fallback_steals),
             bad_pages=int(vm.nr_bad_pages),

@@ -16,6 +16,7 @@ from hostzero.mm.buddy import FPI_TO_TAIL, split_large_buddy
 from hostzero.mm.list import LIST_POISON
 from hostzero.mm.mmzone import (
     HSTATE_DTYPE,
+    MAX_NUMNODES,
     MAX_PAGE_ORDER,
     MEMCG_DTYPE,
     MIGRATE_CMA,
@@ -201,6 +202,7 @@ def build_memory(
     vm[0].pcp_heads = nr_pages + len(zones) * NR_PAGE_ORDERS * MIGRATE_TYPES
     vm[0].hugetlb_heads = int(vm[0].pcp_heads) + nr_cpus * len(zones) * NR_PCP_LISTS
     vm[0].nr_swap_pages = swap_pages
+    vm[0].trylock_heads = int(vm[0].hugetlb_heads) + NR_HSTATES * MAX_NUMNODES + 1
     vm[0].nr_nodes = len(mem.zonelists)
     vm[0].balloon_head = nr_pages + heads - 1
     mem.memcg[0].parent = -1

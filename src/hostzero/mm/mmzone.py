@@ -88,12 +88,22 @@ ZONE_DTYPE: Final = np.dtype(
         ("pcp_batch", np.int64),
         ("pcp_high", np.int64),
         ("nr_free", np.int64, (NR_PAGE_ORDERS,)),  # blocks by order, all migrate types
+        ("locked", np.int64),  # `zone->lock` is held by whoever calls us (`MemoryManager.zone_lock`)
+        ("nr_trylock_free", np.int64),  # pages on `zone->trylock_free_pages`
     ],
     align=True,
 )
 """`struct zone`."""
 
-PCP_DTYPE: Final = np.dtype([("count", np.int64), ("high", np.int64), ("batch", np.int64)], align=True)
+PCP_DTYPE: Final = np.dtype(
+    [
+        ("count", np.int64),
+        ("high", np.int64),
+        ("batch", np.int64),
+        ("locked", np.int64),  # `pcp->lock` is held by whoever calls us
+    ],
+    align=True,
+)
 """`struct per_cpu_pages`; its lists are head records behind `mem_map`."""
 
 VM_DTYPE: Final = np.dtype(
@@ -115,6 +125,7 @@ VM_DTYPE: Final = np.dtype(
         ("cpu_dcache_aliasing", np.int64),
         ("cpu_icache_aliasing", np.int64),
         ("hugetlb_heads", np.int64),  # first hugetlb pool list head behind mem_map
+        ("trylock_heads", np.int64),  # first `zone->trylock_free_pages` head behind mem_map
         ("nr_nodes", np.int64),
         ("empty_zero_page", np.int64),
         ("ram_base", np.int64),  # host address of page 0's first byte
@@ -277,6 +288,12 @@ def hugepage_freelist(mem: Memory, h: int, node: int) -> int:
 
 
 @inline
+def trylock_free_pages(mem: Memory, zone: int) -> int:
+    """Return the list head of a zone's deferred frees (kernel: `zone->trylock_free_pages`)."""
+    return mem.vm[0].trylock_heads + zone
+
+
+@inline
 def page_zone(mem: Memory, pfn: int) -> int:
     """Return the zone of a page, widened: a 16-bit index would compile every caller twice."""
     return np.int64(mem.mem_map[pfn].zone)  # type: ignore[return-value]
@@ -339,10 +356,13 @@ def migratetype_is_mergeable(migratetype: int) -> bool:
 
 
 def nr_list_heads(nr_zones: int, nr_cpus: int) -> int:
-    """Return how many list heads stand behind the last page: free areas, per-CPU, hugetlb, balloon."""
+    """Return how many list heads stand behind the last page.
+
+    In this order: free areas, per-CPU lists, hugetlb pools, deferred frees, the balloon.
+    """
     free_areas = nr_zones * NR_PAGE_ORDERS * MIGRATE_TYPES
     hugetlb = NR_HSTATES * MAX_NUMNODES + 1  # pools by node, and what waits to be freed
-    return free_areas + nr_cpus * nr_zones * NR_PCP_LISTS + hugetlb + 1
+    return free_areas + nr_cpus * nr_zones * NR_PCP_LISTS + hugetlb + nr_zones + 1
 
 
 def default_zones(nr_pages: int) -> tuple[ZoneSpec, ...]:

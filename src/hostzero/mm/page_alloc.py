@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from hostzero.jit import compiled, inline
 from hostzero.mm.buddy import __rmqueue_smallest
+from hostzero.mm.debug import lockdep_assert_zone_not_held
 from hostzero.mm.fallback import (
     ALLOC_CMA,
     ALLOC_HIGHATOMIC,
@@ -54,6 +55,7 @@ def rmqueue_buddy(mem: Memory, zone: int, order: int, migratetype: int, alloc_fl
 
     Source: same name; patch 22: the hint is read and cleared before the page is checked.
     """
+    lockdep_assert_zone_not_held(mem, zone)
     while True:
         pfn = NO_PAGE
         if (alloc_flags & ALLOC_HIGHATOMIC) != 0:

@@ -25,6 +25,7 @@ from hostzero.mm.buddy import (
     buddy_order,
 )
 from hostzero.mm.fallback import ALLOC_CMA
+from hostzero.mm.kstrtox import UINT_MAX, kstrtouint
 from hostzero.mm.list import list_empty, list_first, list_next, list_rotate_to_front
 from hostzero.mm.mmzone import (
     MAX_PAGE_ORDER,
@@ -168,6 +169,8 @@ class PageReporting:
         self._prdev: PageReportingDevInfo | None = None
         self._work = clock.delayed_work(self.process)
         self._seen_requests = 0
+        self._passing = False
+        self._flushing = False  # kernel_param_lock
         self.report_calls = 0
         self.reported_blocks = 0
         self.failed_calls = 0
@@ -220,44 +223,75 @@ class PageReporting:
         vm.page_reporting_host_zeroes = 0
         vm.page_reporting_state = PAGE_REPORTING_IDLE
 
+    def param_set_flush(self, text: str, signal_pending: Callable[[], bool] = lambda: False) -> None:
+        """Write to `/sys/module/page_reporting/parameters/flush`, as `echo 512 >` does (patch 29).
+
+        Raises:
+            OSError: the text is no unsigned int (EINVAL, ERANGE), or as `flush`.
+            MmError: as `flush`.
+        """
+        self.flush(kstrtouint(text), signal_pending)
+
     def flush(self, budget: int, signal_pending: Callable[[], bool] = lambda: False) -> int:
         """Report now, until `budget` blocks were reported or none is left (patch 29).
 
         Each round runs pending work, requests, and runs again: a request made while a pass
         is queued would otherwise be absorbed by it. May overshoot, since a pass covers all
-        zones. Returns how many blocks were reported; 0 without a device.
+        zones. Returns how many blocks were reported; 0 without a device, which the sources
+        leave open: there is nothing to wait for.
+
+        The budget is in blocks: the cover letter's 512 are all of a guest of 2 GiB as blocks,
+        and a single block as pages of 4 KiB. Larger numbers than the parameter can hold are
+        refused, not clamped, as `kstrtouint` does.
 
         Raises:
-            ValueError: the budget is negative (the parameter is unsigned).
+            ValueError: the budget is not an unsigned int of 32 bits.
             InterruptedError: a signal is pending (-EINTR).
+            MmError: a device calls this from its own `report`. The parameter's lock, or the pass
+                that would be waited for, is its caller's: the kernel would wait for ever.
         """
-        if budget < 0:
-            raise ValueError(f"the flush budget is unsigned, not {budget}")
+        if not 0 <= budget <= UINT_MAX:
+            raise ValueError(f"the flush budget is an unsigned number up to {UINT_MAX}, not {budget}")
+        if self._flushing or self._passing:
+            raise MmError("page reporting is flushed from inside a report: a deadlock")
         start = self.reported_blocks
-        while self._prdev is not None and self.reported_blocks - start < budget:
-            if signal_pending():
-                raise InterruptedError(errno.EINTR, "a signal interrupted the flush")
-            before = self.reported_blocks
-            self._flush_work()
-            self._request()
-            self._flush_work()
-            if self.reported_blocks == before:
-                # Two whole passes without progress: nothing is left, or the device fails.
-                break
+        self._flushing = True
+        try:
+            while self._prdev is not None and self.reported_blocks - start < budget:
+                if signal_pending():
+                    raise InterruptedError(errno.EINTR, "a signal interrupted the flush")
+                before = self.reported_blocks
+                self._flush_work()
+                self._request()
+                self._flush_work()
+                if self.reported_blocks == before:
+                    # Two whole passes without progress: nothing is left, or the device fails.
+                    break
+        finally:
+            self._flushing = False
         return self.reported_blocks - start
 
     def process(self) -> None:
-        """Run one pass over all zones (kernel: `page_reporting_process`)."""
+        """Run one pass over all zones (kernel: `page_reporting_process`).
+
+        Work does not run beside itself: called from inside a report (guest time moved there),
+        it asks for another pass after this one.
+        """
         prdev = self._prdev
         if prdev is None:
             return
         vm = self._mem.vm[0]
+        if self._passing:
+            vm.page_reporting_state = PAGE_REPORTING_REQUESTED
+            return
+        self._passing = True
         vm.page_reporting_state = PAGE_REPORTING_ACTIVE
         try:
             for zone in range(len(self._mem.zone)):
                 if not self._process_zone(prdev, zone):
                     break
         finally:
+            self._passing = False
             # Also when a defect of the driver ends the pass: left ACTIVE, no request would count.
             if self.state == PAGE_REPORTING_ACTIVE:
                 vm.page_reporting_state = PAGE_REPORTING_IDLE
@@ -334,8 +368,11 @@ class PageReporting:
             self.failed_calls += 1
             _log.warning("page reporting: the device failed: %s", error)
         finally:
+            if self._prdev is not prdev:
+                # Gone in the middle of its own report; whose promise would be drained now?
+                prdev.zeroed_bitmap[:] = False
             # Whatever happened, isolated blocks go back: nothing is lost.
             page_reporting_drain(
                 self._mem, self._sg_pfn, self._sg_order, start, end, good, prdev.zeroed_bitmap
             )
-        return good
+        return good and self._prdev is prdev

@@ -10,7 +10,8 @@ drains it. `high` and `batch` stay at their boot values, as with
 from __future__ import annotations
 
 from hostzero.jit import compiled, inline
-from hostzero.mm.buddy import FPI_NONE, __free_one_page
+from hostzero.mm.buddy import FPI_NONE, FPI_TRYLOCK, __free_one_page
+from hostzero.mm.debug import lockdep_assert_zone_not_held
 from hostzero.mm.fallback import __rmqueue
 from hostzero.mm.list import list_add, list_add_tail, list_del, list_empty, list_first, list_last
 from hostzero.mm.mmzone import (
@@ -65,6 +66,7 @@ def rmqueue_bulk(
     mem: Memory, zone: int, order: int, count: int, head: int, migratetype: int, alloc_flags: int
 ) -> int:
     """Move up to `count` blocks from the buddy lists to a per-CPU list; return how many."""
+    lockdep_assert_zone_not_held(mem, zone)
     for moved in range(count):
         pfn = __rmqueue(mem, zone, order, migratetype, alloc_flags)
         if pfn == NO_PAGE:
@@ -104,6 +106,7 @@ def __rmqueue_pcplist(
 @compiled
 def free_pcppages_bulk(mem: Memory, zone: int, cpu: int, count: int, pindex: int) -> None:
     """Give at least `count` pages back to the buddy lists, coldest first, list by list."""
+    lockdep_assert_zone_not_held(mem, zone)
     index = pcp_of(mem, zone, cpu)
     count = min(mem.pcp[index].count, count)
     pindex -= 1  # the loop advances before it looks
@@ -121,14 +124,20 @@ def free_pcppages_bulk(mem: Memory, zone: int, cpu: int, count: int, pindex: int
 
 
 @inline
-def free_frozen_page_commit(mem: Memory, zone: int, pfn: int, migratetype: int, order: int, cpu: int) -> None:
-    """Park a freed block on its per-CPU list and drain the list if it is too long."""
+def free_frozen_page_commit(
+    mem: Memory, zone: int, pfn: int, migratetype: int, order: int, fpi_flags: int, cpu: int
+) -> None:
+    """Park a freed block on its per-CPU list and drain the list if it is too long.
+
+    With `FPI_TRYLOCK` the list may grow past its mark until the next free: draining takes the
+    zone lock.
+    """
     index = pcp_of(mem, zone, cpu)
     pindex = order_to_pindex(migratetype, order)
     list_add(mem, pfn, pcp_list(mem, zone, cpu, pindex))
     pcp = mem.pcp[index]
     pcp.count += 1 << order
-    if pcp.count >= pcp.high:
+    if (fpi_flags & FPI_TRYLOCK) == 0 and pcp.count >= pcp.high:
         # Leave one batch parked: the next allocations will want it.
         free_pcppages_bulk(mem, zone, cpu, max(pcp.batch, pcp.count - pcp.high + pcp.batch), pindex)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from hostzero.errors import VmBug
 from hostzero.jit import compiled, inline
-from hostzero.mm.buddy import FPI_ZEROED
+from hostzero.mm.buddy import FPI_PREPARED, FPI_ZEROED
 from hostzero.mm.clear_page import clear_pages, folio_zero_user, kernel_poison_pages, kernel_unpoison_pages
 from hostzero.mm.debug import VM_BUG_ON_PAGE
 from hostzero.mm.gfp import __GFP_COMP, __GFP_SKIP_ZERO, __GFP_ZERO, USER_ADDR_NONE
@@ -134,8 +134,10 @@ def __free_pages_prepare(mem: Memory, pfn: int, order: int, fpi_flags: int) -> b
     """Make a page ready for the free lists; False if it must not get there.
 
     Source: `__free_pages_prepare`. Every flag of `PAGE_FLAGS_CHECK_AT_PREP` goes, the
-    alias of `PG_zeroed` with them.
+    alias of `PG_zeroed` with them. With `FPI_PREPARED` all of this has been done, page by page.
     """
+    if (fpi_flags & FPI_PREPARED) != 0:
+        return True
     page = mem.mem_map[pfn]
     vm = mem.vm[0]
     if order == 0 and (page.flags_f & PG_hwpoison) != 0:

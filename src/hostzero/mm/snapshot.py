@@ -20,6 +20,7 @@ from hostzero.mm.mmzone import (
     Memory,
     free_list,
     pcp_list,
+    trylock_free_pages,
 )
 from hostzero.mm.page_flags import ClearPageZeroed, PageZeroed, __ClearPageZeroed
 from hostzero.mm.pcplist import pindex_to_order
@@ -27,10 +28,16 @@ from hostzero.mm.pcplist import pindex_to_order
 
 @inline
 def forget_list(mem: Memory, head: int, order: int) -> int:
-    """Drop the marks of one list's blocks and make their contents what free pages have."""
+    """Drop the marks of one list's blocks and make their contents what free pages have.
+
+    A negative `order` means that each block says its own.
+    """
     forgotten = 0
+    own_order = order < 0
     pfn = list_first(mem, head)
     while pfn != head:
+        if own_order:
+            order = mem.mem_map[pfn].private
         if PageZeroed(mem, pfn):
             __ClearPageZeroed(mem, pfn)
             forgotten += 1
@@ -54,6 +61,7 @@ def forget_zero_claims(mem: Memory) -> int:
         for cpu in range(vm.nr_cpus):
             for pindex in range(NR_PCP_LISTS):
                 forgotten += forget_list(mem, pcp_list(mem, zone, cpu, pindex), pindex_to_order(pindex))
+        forgotten += forget_list(mem, trylock_free_pages(mem, zone), -1)
     pfn = list_first(mem, vm.balloon_head)
     while pfn != vm.balloon_head:
         if PageZeroed(mem, pfn):

@@ -35,6 +35,7 @@ from hostzero.mm.mmzone import (
     hugepage_freelist,
     pcp_list,
     pcp_of,
+    trylock_free_pages,
 )
 from hostzero.mm.page_flags import (
     PAGE_FLAGS_CHECK_AT_PREP,
@@ -67,6 +68,7 @@ BAD_HUGE_PAGE: Final = 13
 BAD_HUGE_COUNT: Final = 14
 BAD_CHARGE: Final = 15
 BAD_SWAP_COUNT: Final = 16
+BAD_DEFERRED_COUNT: Final = 17
 
 PROBLEMS: Final = {
     BAD_LINKS: "a list's links do not match",
@@ -85,8 +87,12 @@ PROBLEMS: Final = {
     BAD_HUGE_COUNT: "a huge page pool's counters do not match its pages",
     BAD_CHARGE: "a cgroup's usage is not what its pages are charged with",
     BAD_SWAP_COUNT: "nr_swap_pages does not match the slots in use",
+    BAD_DEFERRED_COUNT: "a zone's count of deferred pages does not match its list",
 }
 """What each number means, as `verify_memory` says it."""
+
+_NO_TYPE: Final = -1
+_OWN_ORDER: Final = -1
 
 
 @compiled
@@ -118,8 +124,61 @@ def _check_block(mem: Memory, seen: object, pfn: int, order: int, free_type: int
 
 
 @compiled
-def _check_free_lists(mem: Memory, seen: object, contents: bool) -> int:
+def _check_free_block(mem: Memory, pfn: int, order: int, migratetype: int) -> int:
+    # What holds of blocks on the buddy lists only.
     m = mem.mem_map
+    # A block that spans pageblocks must not hide one of another type (CMA).
+    for page in range(pfn, pfn + (1 << order), PAGEBLOCK_NR_PAGES):
+        if get_pageblock_migratetype(mem, page) != migratetype:
+            return WRONG_LIST
+    buddy = pfn ^ (1 << order)
+    if (
+        order < PAGEBLOCK_ORDER
+        and buddy + (1 << order) <= mem.vm[0].nr_pages
+        and m[buddy].page_type == PGTY_buddy
+        and m[buddy].private == order
+        and m[buddy].zone == m[pfn].zone
+    ):
+        return UNMERGED
+    return NO_PROBLEM
+
+
+@compiled
+def _check_list(
+    mem: Memory, seen: object, head: int, zone: int, order: int, migratetype: int, contents: bool
+) -> tuple[int, int]:
+    # Walks one list of blocks without owners; returns the problem and how many pages there were.
+    # `migratetype` is _NO_TYPE for what is not on a buddy list, `order` _OWN_ORDER if blocks say it.
+    m = mem.mem_map
+    vm = mem.vm[0]
+    pages = 0
+    before = head
+    pfn = list_next(mem, head)
+    while pfn != head:
+        vm.bug_pfn = pfn
+        if pfn < 0 or pfn >= vm.nr_pages or m[pfn].lru_prev != before:
+            return BAD_LINKS, 0
+        if m[pfn].zone != zone:
+            return WRONG_LIST, 0
+        block_order = m[pfn].private if order == _OWN_ORDER else order
+        if block_order < 0 or block_order >= NR_PAGE_ORDERS:
+            return BAD_BLOCK, 0
+        free_type = PGTY_none if migratetype == _NO_TYPE else PGTY_buddy
+        problem = _check_block(mem, seen, pfn, block_order, free_type, contents)
+        if problem == NO_PROBLEM and migratetype != _NO_TYPE:
+            problem = _check_free_block(mem, pfn, block_order, migratetype)
+        if problem != NO_PROBLEM:
+            return problem, 0
+        pages += 1 << block_order
+        before = pfn
+        pfn = list_next(mem, pfn)
+    if m[head].lru_prev != before:
+        return BAD_LINKS, 0
+    return NO_PROBLEM, pages
+
+
+@compiled
+def _check_free_lists(mem: Memory, seen: object, contents: bool) -> int:
     vm = mem.vm[0]
     for zone in range(vm.nr_zones):
         pages = 0
@@ -129,41 +188,16 @@ def _check_free_lists(mem: Memory, seen: object, contents: bool) -> int:
             blocks = 0
             for migratetype in range(MIGRATE_TYPES):
                 head = free_list(mem, zone, order, migratetype)
-                before = head
-                pfn = list_next(mem, head)
-                while pfn != head:
-                    vm.bug_pfn = pfn
-                    if pfn < 0 or pfn >= vm.nr_pages or m[pfn].lru_prev != before:
-                        return BAD_LINKS
-                    if m[pfn].zone != zone:
-                        return WRONG_LIST
-                    problem = _check_block(mem, seen, pfn, order, PGTY_buddy, contents)
-                    if problem != NO_PROBLEM:
-                        return problem
-                    # A block that spans pageblocks must not hide one of another type (CMA).
-                    for page in range(pfn, pfn + (1 << order), PAGEBLOCK_NR_PAGES):
-                        if get_pageblock_migratetype(mem, page) != migratetype:
-                            return WRONG_LIST
-                    blocks += 1
-                    if migratetype != MIGRATE_ISOLATE:
-                        pages += 1 << order
-                    if migratetype == MIGRATE_CMA:
-                        cma += 1 << order
-                    if migratetype == MIGRATE_HIGHATOMIC:
-                        highatomic += 1 << order
-                    buddy = pfn ^ (1 << order)
-                    if (
-                        order < PAGEBLOCK_ORDER
-                        and buddy + (1 << order) <= vm.nr_pages
-                        and m[buddy].page_type == PGTY_buddy
-                        and m[buddy].private == order
-                        and m[buddy].zone == zone
-                    ):
-                        return UNMERGED
-                    before = pfn
-                    pfn = list_next(mem, pfn)
-                if m[head].lru_prev != before:
-                    return BAD_LINKS
+                problem, listed = _check_list(mem, seen, head, zone, order, migratetype, contents)
+                if problem != NO_PROBLEM:
+                    return problem
+                blocks += listed >> order
+                if migratetype != MIGRATE_ISOLATE:
+                    pages += listed
+                if migratetype == MIGRATE_CMA:
+                    cma += listed
+                if migratetype == MIGRATE_HIGHATOMIC:
+                    highatomic += listed
             if blocks != mem.zone[zone].nr_free[order]:
                 vm.bug_pfn = NO_PAGE
                 return BAD_NR_FREE
@@ -176,7 +210,6 @@ def _check_free_lists(mem: Memory, seen: object, contents: bool) -> int:
 
 @compiled
 def _check_pcp_lists(mem: Memory, seen: object, contents: bool) -> int:
-    m = mem.mem_map
     vm = mem.vm[0]
     for cpu in range(vm.nr_cpus):
         for zone in range(vm.nr_zones):
@@ -184,25 +217,27 @@ def _check_pcp_lists(mem: Memory, seen: object, contents: bool) -> int:
             for pindex in range(NR_PCP_LISTS):
                 head = pcp_list(mem, zone, cpu, pindex)
                 order = pindex_to_order(pindex)
-                before = head
-                pfn = list_next(mem, head)
-                while pfn != head:
-                    vm.bug_pfn = pfn
-                    if pfn < 0 or pfn >= vm.nr_pages or m[pfn].lru_prev != before:
-                        return BAD_LINKS
-                    if m[pfn].zone != zone:
-                        return WRONG_LIST
-                    problem = _check_block(mem, seen, pfn, order, PGTY_none, contents)
-                    if problem != NO_PROBLEM:
-                        return problem
-                    pages += 1 << order
-                    before = pfn
-                    pfn = list_next(mem, pfn)
-                if m[head].lru_prev != before:
-                    return BAD_LINKS
+                problem, listed = _check_list(mem, seen, head, zone, order, _NO_TYPE, contents)
+                if problem != NO_PROBLEM:
+                    return problem
+                pages += listed
             if pages != mem.pcp[pcp_of(mem, zone, cpu)].count:
                 vm.bug_pfn = NO_PAGE
                 return BAD_PCP_COUNT
+    return NO_PROBLEM
+
+
+@compiled
+def _check_deferred(mem: Memory, seen: object, contents: bool) -> int:
+    vm = mem.vm[0]
+    for zone in range(vm.nr_zones):
+        head = trylock_free_pages(mem, zone)
+        problem, pages = _check_list(mem, seen, head, zone, _OWN_ORDER, _NO_TYPE, contents)
+        if problem != NO_PROBLEM:
+            return problem
+        if pages != mem.zone[zone].nr_trylock_free:
+            vm.bug_pfn = NO_PAGE
+            return BAD_DEFERRED_COUNT
     return NO_PROBLEM
 
 
@@ -309,6 +344,8 @@ def check_memory(mem: Memory, seen: object, contents: bool) -> int:
     problem = _check_free_lists(mem, seen, contents)
     if problem == NO_PROBLEM:
         problem = _check_pcp_lists(mem, seen, contents)
+    if problem == NO_PROBLEM:
+        problem = _check_deferred(mem, seen, contents)
     if problem == NO_PROBLEM:
         problem = _check_balloon(mem, seen, contents)
     if problem == NO_PROBLEM:
