@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from hostzero.jit import compiled, inline
 from hostzero.mm.gfp import __GFP_DIRECT_RECLAIM, __GFP_ZERO, GFP_TRANSHUGE_LIGHT
+from hostzero.mm.mempolicy import vma_zonelist
 from hostzero.mm.mmzone import HPAGE_PMD_ORDER, NO_PAGE, Memory
 from hostzero.mm.page_alloc import __alloc_frozen_pages
 from hostzero.mm.page_flags import PG_head
@@ -56,7 +57,8 @@ def do_huge_pmd_anonymous_page(mem: Memory, vma: object, pmd: int, addr: int, vm
     gfp = GFP_TRANSHUGE_LIGHT | (vma_gfp & __GFP_ZERO)
     if (v.vm_flags & VM_HUGEPAGE) != 0:
         gfp |= __GFP_DIRECT_RECLAIM  # defrag=madvise, the default
-    pfn = __alloc_frozen_pages(mem, gfp, HPAGE_PMD_ORDER, addr, v.node, cpu)
+    node = vma_zonelist(mem, vma, addr, HPAGE_PMD_ORDER)
+    pfn = __alloc_frozen_pages(mem, gfp, HPAGE_PMD_ORDER, addr, node, cpu)
     if pfn == NO_PAGE:
         return NO_PAGE
     page = mem.mem_map[pfn]

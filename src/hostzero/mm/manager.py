@@ -33,6 +33,7 @@ from hostzero.mm.gfp import (
 from hostzero.mm.mm_init import build_memory, setup_per_zone_wmarks
 from hostzero.mm.mmap import Process
 from hostzero.mm.mmzone import (
+    MAX_NUMNODES,
     MAX_PAGE_ORDER,
     NO_PAGE,
     PAGE_ALLOC_COSTLY_ORDER,
@@ -348,8 +349,8 @@ class MemoryManager:
     def _check_place(self, cpu: int, node: int = 0) -> None:
         if not 0 <= cpu < self.config.nr_cpus:
             raise UsageError(f"there is no CPU {cpu}: the guest has {self.config.nr_cpus}")
-        if not 0 <= node < len(self.mem.zonelists):
-            raise UsageError(f"there is no node {node}: the guest has {len(self.mem.zonelists)}")
+        if not 0 <= node < int(self.mem.vm[0].nr_nodes):
+            raise UsageError(f"there is no node {node}: the guest has {self.mem.vm[0].nr_nodes}")
 
     def _valid(self, pfn: Pfn, cpu: int, order: int = 0) -> int:
         self._check_place(cpu)
@@ -371,6 +372,8 @@ def _check_config(config: MmConfig, zones: tuple[ZoneSpec, ...], nr_pages: int) 
             raise UsageError(
                 f"zone {zone.name} must start at page {at}, a pageblock boundary, and not be empty"
             )
+        if not 0 <= zone.node < MAX_NUMNODES:
+            raise UsageError(f"node {zone.node} of zone {zone.name} is not between 0 and {MAX_NUMNODES - 1}")
         at = zone.end
     if at != nr_pages:
         raise UsageError(f"the zones end at page {at}, but the guest has {nr_pages}")

@@ -18,6 +18,7 @@ from hostzero.mm.huge_memory import (
     thp_vma_allowable,
     zap_huge_pmd,
 )
+from hostzero.mm.mempolicy import vma_zonelist
 from hostzero.mm.mmzone import NO_PAGE, WORDS_PER_PAGE, Memory
 from hostzero.mm.page_alloc import __alloc_frozen_pages
 from hostzero.mm.page_free import put_page
@@ -92,7 +93,7 @@ def handle_mm_fault(mem: Memory, vma: object, pmd: int, addr: int, write: bool, 
         # Present but not writable: the zero page. The new page must read as the old one
         # did, whatever the mapping asked for (vma_alloc_zeroed_movable_folio, patch 13).
         gfp |= __GFP_ZERO
-    pfn = __alloc_frozen_pages(mem, gfp, 0, addr, node, cpu)
+    pfn = __alloc_frozen_pages(mem, gfp, 0, addr, vma_zonelist(mem, vma, addr, 0), cpu)
     if pfn == NO_PAGE:
         return VM_FAULT_OOM
     map_anon_page(mem, vma, pfn, word, addr)

@@ -21,6 +21,7 @@ from hostzero.mm.memory import (
     touch_range,
     zap_page_range,
 )
+from hostzero.mm.mempolicy import MPOL_DEFAULT, check_policy
 from hostzero.mm.mmzone import NO_PAGE
 from hostzero.mm.pgtable import TASK_SIZE, alloc_table, free_empty_tables, free_table
 from hostzero.mm.vma import VM_HUGEPAGE, VM_NOHUGEPAGE, VM_READ, VM_UNINITIALIZED, VM_WRITE, new_vma
@@ -64,6 +65,7 @@ class Process:
         self._node = node
         self._mm_id = mm_id
         self._vmas: list[Any] = []
+        self._policy = MPOL_DEFAULT, 0
         self._pgd: int = alloc_table(self._mem, node, cpu)
         while self._pgd == NO_PAGE:
             if not mm.out_of_memory():
@@ -129,7 +131,9 @@ class Process:
         else:
             addr = self._unmapped_area(length)
         vm_flags = VM_READ | VM_WRITE | (VM_UNINITIALIZED if flags & MAP_UNINITIALIZED else 0)
-        self._vmas.append(new_vma(addr, addr + length, vm_flags, self._pgd, self._mm_id, self._node))
+        vma = new_vma(addr, addr + length, vm_flags, self._pgd, self._mm_id, self._node)
+        vma[0].policy, vma[0].nodemask = self._policy
+        self._vmas.append(vma)
         self._vmas.sort(key=lambda vma: int(vma[0].vm_start))
         return addr
 
@@ -175,6 +179,40 @@ class Process:
             self._populate(start, end, write=True)
         else:
             self._zap(start, end)
+
+    def mbind(self, addr: int, length: int, mode: int, nodemask: int = 0) -> None:
+        """Choose the nodes of pages that are faulted in from now on (kernel: `mbind`).
+
+        Pages that are there stay where they are, as without MPOL_MF_MOVE.
+
+        Args:
+            addr: a page boundary.
+            length: rounded up to whole pages.
+            mode: `mempolicy.MPOL_*`.
+            nodemask: nodes, a bit each.
+
+        Raises:
+            BadAddress: -EFAULT, a part of the range is not mapped.
+            MmError: -EINVAL for an unaligned address or a policy without sense.
+        """
+        start, end = self._range(addr, length, "mbind")
+        check_policy(self._mem, mode, nodemask)
+        self._require_mapped(start, end)
+        for vma in self._split_to(start, end):
+            vma[0].policy, vma[0].nodemask = mode, nodemask
+
+    def set_mempolicy(self, mode: int, nodemask: int = 0) -> None:
+        """Choose the policy of mappings made from now on (kernel: `set_mempolicy`).
+
+        Linux asks the task at each fault in a mapping without a policy of its own. Here the
+        mapping takes the policy along when it is made, and a later call leaves it alone.
+
+        Raises:
+            MmError: -EINVAL for a policy without sense.
+        """
+        self._alive()
+        check_policy(self._mem, mode, nodemask)
+        self._policy = mode, nodemask
 
     def touch(self, addr: int, length: int) -> None:
         """Write one byte to each page of a range of whole pages."""
@@ -280,12 +318,10 @@ class Process:
     def _cut(self, vma: Any, at: int, *, keep_upper: bool) -> None:
         # `vma` keeps the side that the caller works on; the other side gets its own record.
         other = vma.copy()
-        if keep_upper:
-            other[0].vm_end = at
-            vma[0].vm_start = at
-        else:
-            other[0].vm_start = at
-            vma[0].vm_end = at
+        lower, upper = (other, vma) if keep_upper else (vma, other)
+        upper[0].vm_pgoff += (at - int(upper[0].vm_start)) // PAGE_SIZE
+        upper[0].vm_start = at
+        lower[0].vm_end = at
         self._vmas.append(other)
         self._vmas.sort(key=lambda entry: int(entry[0].vm_start))
 
