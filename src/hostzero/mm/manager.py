@@ -19,6 +19,7 @@ from hostzero.errors import OutOfMemory, UsageError, VmBug
 from hostzero.mm import page_alloc, page_free
 from hostzero.mm.balloon import BalloonPages
 from hostzero.mm.cma import CmaArea
+from hostzero.mm.cachealias import evict
 from hostzero.mm.debug import describe_bug
 from hostzero.mm.gfp import (
     GFP_KERNEL,
@@ -219,6 +220,8 @@ class MemoryManager:
         while True:
             pfn = int(page_alloc.alloc_pages(self.mem, gfp, order, USER_ADDR_NONE, node, cpu))
             if pfn != NO_PAGE:
+                if self.config.dcache_aliasing:
+                    evict(self.mem, pfn, 1 << order)  # the kernel sees its own lines first
                 return Pfn(pfn)
             may_oom = (
                 order <= PAGE_ALLOC_COSTLY_ORDER and gfpflags_allow_blocking(gfp) and not gfp & _GFP_NO_OOM
@@ -231,7 +234,11 @@ class MemoryManager:
         """Allocate up to `count` blocks; the array returned may be shorter (kernel: same name)."""
         self._check_request(gfp, order, cpu)
         pfns = np.empty(count, dtype=np.int64)
-        return pfns[: int(page_alloc.alloc_pages_bulk(self.mem, gfp, order, 0, cpu, pfns))]
+        pfns = pfns[: int(page_alloc.alloc_pages_bulk(self.mem, gfp, order, 0, cpu, pfns))]
+        if self.config.dcache_aliasing:
+            for pfn in pfns:
+                evict(self.mem, pfn, 1 << order)
+        return pfns
 
     @_explains_bugs
     def free_pages(self, pfn: Pfn, order: int = 0, *, cpu: int = 0) -> bool:

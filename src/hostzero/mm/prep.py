@@ -13,7 +13,13 @@ from __future__ import annotations
 from hostzero.errors import VmBug
 from hostzero.jit import compiled, inline
 from hostzero.mm.buddy import FPI_ZEROED
-from hostzero.mm.clear_page import clear_pages, folio_zero_user, kernel_poison_pages, kernel_unpoison_pages
+from hostzero.mm.cachealias import flush_dcache_folio
+from hostzero.mm.clear_page import (
+    clear_kernel_pages,
+    folio_zero_user,
+    kernel_poison_pages,
+    kernel_unpoison_pages,
+)
 from hostzero.mm.debug import VM_BUG_ON_PAGE
 from hostzero.mm.gfp import __GFP_COMP, __GFP_SKIP_ZERO, __GFP_ZERO, USER_ADDR_NONE
 from hostzero.mm.mmzone import NR_PAGE_ORDERS, Memory
@@ -122,10 +128,13 @@ def overwrite_freed_pages(mem: Memory, pfn: int, order: int, fpi_flags: int) -> 
     """
     vm = mem.vm[0]
     poisoning = vm.page_poisoning != 0
+    if (fpi_flags & FPI_ZEROED) != 0:
+        # The claim is about what the next owner sees at any address.
+        flush_dcache_folio(mem, pfn, order)
     if poisoning:
         kernel_poison_pages(mem, pfn, 1 << order)
     if vm.init_on_free != 0 and not ((fpi_flags & FPI_ZEROED) != 0 and not poisoning):
-        clear_pages(mem, pfn, 1 << order)
+        clear_kernel_pages(mem, pfn, 1 << order)
         vm.zeroed_bytes += 1 << (order + PAGE_SHIFT)
 
 
@@ -151,7 +160,7 @@ def __free_pages_prepare(mem: Memory, pfn: int, order: int, fpi_flags: int) -> b
         return False
     page.flags_f &= ~PAGE_FLAGS_CHECK_AT_PREP
     page.private = 0
-    if (vm.page_poisoning | vm.init_on_free) != 0:
+    if (vm.page_poisoning | vm.init_on_free | vm.cpu_dcache_aliasing) != 0:
         overwrite_freed_pages(mem, pfn, order, fpi_flags)
     vm.pgfree += 1 << order
     return True
@@ -172,13 +181,33 @@ def fpi_zeroed_holds(mem: Memory, fpi_flags: int) -> bool:
 def zero_new_pages(mem: Memory, pfn: int, order: int, gfp: int, user_addr: int) -> None:
     """Zero a block for its new owner; only `post_alloc_hook` decides to (patch 12)."""
     mem.vm[0].zeroed_bytes += 1 << (order + PAGE_SHIFT)
-    if order > 0 and (gfp & __GFP_ZERO) != 0 and user_addr != USER_ADDR_NONE:
+    if (gfp & __GFP_ZERO) != 0 and user_addr != USER_ADDR_NONE:
         # folio_zero_user takes the folio's size from its head (v8: VM_WARN_ON_ONCE).
-        if VM_BUG_ON_PAGE(mem, not PageHead(mem, pfn), pfn):
+        if VM_BUG_ON_PAGE(mem, order > 0 and not PageHead(mem, pfn), pfn):
             raise VmBug("post_alloc_hook: order > 0 without __GFP_COMP")
         folio_zero_user(mem, pfn, order, user_addr)
-    else:
-        clear_pages(mem, pfn, 1 << order)
+        return
+    clear_kernel_pages(mem, pfn, 1 << order)
+    if (gfp & __GFP_ZERO) == 0:
+        flush_dcache_folio(mem, pfn, order)
+
+
+@compiled
+def init_with_aliasing_caches(
+    mem: Memory, pfn: int, order: int, gfp: int, user_addr: int, init: bool
+) -> bool:
+    """Return whether a page must be zeroed on a machine whose caches alias (patches 12 and 23).
+
+    A user page that was asked for as zero is zeroed through the user's mapping even if its
+    memory is zero already, as with `init_on_free`: those zeros may still be in the kernel's
+    lines. The machine decides, not `user_alloc_needs_zeroing()`, which is also true whenever
+    `init_on_alloc` is off. A caller that zeroes tags itself (`__GFP_SKIP_ZERO`) is left alone.
+    """
+    if (gfp & __GFP_ZERO) == 0:
+        # Its owner writes it through the kernel's address (`cachealias`).
+        flush_dcache_folio(mem, pfn, order)
+        return init
+    return init or (user_addr != USER_ADDR_NONE and (gfp & __GFP_SKIP_ZERO) == 0)
 
 
 @inline
@@ -193,8 +222,9 @@ def post_alloc_hook(mem: Memory, pfn: int, order: int, gfp: int, user_addr: int,
         user_addr: the raw fault address, or `USER_ADDR_NONE` (patch 12).
         zeroed: the block was known to be zero when it left the free list (patch 22).
 
-    With `init_on_free` every free page is zero already. A zero hint cancels the zeroing;
-    when none was wanted it is merely dropped.
+    With `init_on_free` every free page is zero already, except for users on a machine whose
+    caches alias. A zero hint cancels the zeroing, there too: no cache line is left of a page
+    that the host replaced. When no zeroing was wanted the hint is merely dropped.
     """
     vm = mem.vm[0]
     mem.mem_map[pfn].private = 0
@@ -206,6 +236,8 @@ def post_alloc_hook(mem: Memory, pfn: int, order: int, gfp: int, user_addr: int,
     )
     if vm.page_poisoning != 0:
         kernel_unpoison_pages(mem, pfn, 1 << order)
+    if (vm.cpu_dcache_aliasing | vm.cpu_icache_aliasing) != 0 and not zeroed:
+        init = init_with_aliasing_caches(mem, pfn, order, gfp, user_addr, init)
     if init and order < NR_PAGE_ORDERS:
         vm.zero_allocs[order] += 1
         if zeroed:
