@@ -229,6 +229,7 @@ def test_a_page_that_the_host_zeroed_is_not_zeroed_again(
     pfn = alloc_pages(mm.mem, GFP_HIGHUSER_MOVABLE | GFP_ZERO | GFP_COMP, 9, USER, 0, 0)
     after = mm.vm_stats()
     assert after.zeroed_bytes == before.zeroed_bytes
+    assert after.known_zero_bytes - before.known_zero_bytes == HUGE
     assert reads_zero(mm, pfn, 9)
     dirty(mm, pfn, 9)
     evict_all(mm.mem)

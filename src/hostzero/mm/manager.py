@@ -237,7 +237,7 @@ class MemoryManager:
         pfns = pfns[: int(page_alloc.alloc_pages_bulk(self.mem, gfp, order, 0, cpu, pfns))]
         if self.config.dcache_aliasing:
             for pfn in pfns:
-                evict(self.mem, pfn, 1 << order)
+                evict(self.mem, int(pfn), 1 << order)
         return pfns
 
     @_explains_bugs

@@ -201,7 +201,8 @@ def init_with_aliasing_caches(
     A user page that was asked for as zero is zeroed through the user's mapping even if its
     memory is zero already, as with `init_on_free`: those zeros may still be in the kernel's
     lines. The machine decides, not `user_alloc_needs_zeroing()`, which is also true whenever
-    `init_on_alloc` is off. A caller that zeroes tags itself (`__GFP_SKIP_ZERO`) is left alone.
+    `init_on_alloc` is off. The series leaves out pages that the host zeroed; here their hint
+    cancels this zeroing like any other, and is counted as having done so. A caller that zeroes tags itself (`__GFP_SKIP_ZERO`) is left alone.
     """
     if (gfp & __GFP_ZERO) == 0:
         # Its owner writes it through the kernel's address (`cachealias`).
@@ -236,7 +237,7 @@ def post_alloc_hook(mem: Memory, pfn: int, order: int, gfp: int, user_addr: int,
     )
     if vm.page_poisoning != 0:
         kernel_unpoison_pages(mem, pfn, 1 << order)
-    if (vm.cpu_dcache_aliasing | vm.cpu_icache_aliasing) != 0 and not zeroed:
+    if (vm.cpu_dcache_aliasing | vm.cpu_icache_aliasing) != 0:
         init = init_with_aliasing_caches(mem, pfn, order, gfp, user_addr, init)
     if init and order < NR_PAGE_ORDERS:
         vm.zero_allocs[order] += 1
