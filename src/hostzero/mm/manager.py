@@ -31,6 +31,7 @@ from hostzero.mm.gfp import (
     USER_ADDR_NONE,
     gfpflags_allow_blocking,
 )
+from hostzero.mm.memory_failure import MemoryFailure
 from hostzero.mm.mm_init import build_memory, setup_per_zone_wmarks
 from hostzero.mm.mmap import Process
 from hostzero.mm.mmzone import (
@@ -157,6 +158,7 @@ class MemoryManager:
         balloon: the pages that are inside the balloon.
         cma: the CMA area, empty unless the configuration has one.
         page_reporting: the reporting state machine.
+        memory_failure: broken pages.
     """
 
     def __init__(self, ram: Ram, config: MmConfig | None = None, clock: Clock | None = None) -> None:
@@ -196,6 +198,7 @@ class MemoryManager:
         self.balloon = BalloonPages(self.mem)
         self.cma = CmaArea(self.nr_pages, self.config.cma_pages)
         self.page_reporting = PageReporting(self.mem, self.clock)
+        self.memory_failure = MemoryFailure(self)
         self._oom_notifiers: list[Callable[[], int]] = []
         self._oom_kills = 0
         vm.empty_zero_page = self.alloc_pages(GFP_KERNEL | GFP_ZERO)

@@ -326,11 +326,13 @@ class Process:
         self._vmas.sort(key=lambda entry: int(entry[0].vm_start))
 
     def _zap(self, start: int, end: int) -> None:
+        self._mm.memory_failure.forget(self._mm_id, start, end)
         while not zap_page_range(self._mem, self._pgd, start, end, self._node, self._cpu):
             if not self._mm.out_of_memory():
                 raise OutOfMemory("no page for the table that splitting a huge page needs")
 
     def _populate(self, start: int, end: int, *, write: bool) -> None:
+        self._mm.memory_failure.check(self._mm_id, start, end)
         for vma, low, high in list(self._pieces(start, end)):
             at = low
             while at < high:

@@ -128,6 +128,7 @@ VM_DTYPE: Final = np.dtype(
         ("bug_pfn", np.int64),
         ("nr_bad_pages", np.int64),
         ("nr_poison_errors", np.int64),
+        ("num_poisoned_pages", np.int64),  # lost to hardware errors (`memory_failure`)
         # events (kernel: vmstat)
         ("pgalloc", np.int64),
         ("pgfree", np.int64),

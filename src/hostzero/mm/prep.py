@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from hostzero.errors import VmBug
 from hostzero.jit import compiled, inline
-from hostzero.mm.buddy import FPI_ZEROED
+from hostzero.mm.buddy import FPI_NONE, FPI_ZEROED, __free_one_page
 from hostzero.mm.cachealias import flush_dcache_folio
 from hostzero.mm.clear_page import (
     clear_kernel_pages,
@@ -22,8 +22,9 @@ from hostzero.mm.clear_page import (
 )
 from hostzero.mm.debug import VM_BUG_ON_PAGE
 from hostzero.mm.gfp import __GFP_COMP, __GFP_SKIP_ZERO, __GFP_ZERO, USER_ADDR_NONE
-from hostzero.mm.mmzone import NR_PAGE_ORDERS, Memory
+from hostzero.mm.mmzone import NR_PAGE_ORDERS, Memory, get_pageblock_migratetype, page_zone
 from hostzero.mm.page_flags import (
+    MAGIC_HWPOISON,
     PAGE_FLAGS_CHECK_AT_FREE,
     PAGE_FLAGS_CHECK_AT_PREP,
     PageHead,
@@ -78,8 +79,14 @@ def bad_page(mem: Memory, pfn: int) -> None:
 
 @inline
 def check_new_pages(mem: Memory, pfn: int, order: int) -> bool:
-    """Return whether a block about to be handed out is bad (kernel: `check_new_pages`)."""
-    return is_check_pages_enabled(mem) and new_pages_are_bad(mem, pfn, order)
+    """Return whether a block about to be handed out is bad (kernel: `check_new_pages`).
+
+    Unlike Linux, which checks only if it was told to, this looks too once a page is broken: one
+    that was in nobody's hands for a moment (isolated for a report) may be in any block.
+    """
+    if not is_check_pages_enabled(mem) and mem.vm[0].num_poisoned_pages == 0:
+        return False
+    return new_pages_are_bad(mem, pfn, order)
 
 
 @compiled
@@ -138,6 +145,30 @@ def overwrite_freed_pages(mem: Memory, pfn: int, order: int, fpi_flags: int) -> 
         vm.zeroed_bytes += 1 << (order + PAGE_SHIFT)
 
 
+@compiled
+def free_healthy_pages(mem: Memory, pfn: int, order: int) -> bool:
+    """Free a block page by page if some of it is broken; return whether that was done.
+
+    The kernel's prepare looks for a broken page at order 0 alone; in a larger block it would
+    reach a free list. Nothing of such a block is known zero afterwards.
+    """
+    healthy = 0
+    for page in range(pfn, pfn + (1 << order)):
+        if not PageHWPoison(mem, page):
+            healthy += 1
+    if healthy == 1 << order:
+        return False
+    zone = page_zone(mem, pfn)
+    for page in range(pfn, pfn + (1 << order)):
+        if PageHWPoison(mem, page):
+            mem.mem_map[page].private = MAGIC_HWPOISON
+        else:
+            overwrite_freed_pages(mem, page, 0, FPI_NONE)
+            __free_one_page(mem, page, zone, 0, get_pageblock_migratetype(mem, page), FPI_NONE)
+    mem.vm[0].pgfree += healthy
+    return True
+
+
 @inline
 def __free_pages_prepare(mem: Memory, pfn: int, order: int, fpi_flags: int) -> bool:
     """Make a page ready for the free lists; False if it must not get there.
@@ -150,6 +181,7 @@ def __free_pages_prepare(mem: Memory, pfn: int, order: int, fpi_flags: int) -> b
     if order == 0 and (page.flags_f & PG_hwpoison) != 0:
         # The page must never be used again: it stays where it is, outside every list.
         page.flags_f &= ~PAGE_FLAGS_CHECK_AT_PREP
+        page.private = MAGIC_HWPOISON
         return False
     check = is_check_pages_enabled(mem)
     if order > 0 and free_tail_pages_prepare(mem, pfn, order, check) != 0:
@@ -160,6 +192,8 @@ def __free_pages_prepare(mem: Memory, pfn: int, order: int, fpi_flags: int) -> b
         return False
     page.flags_f &= ~PAGE_FLAGS_CHECK_AT_PREP
     page.private = 0
+    if order > 0 and vm.num_poisoned_pages != 0 and free_healthy_pages(mem, pfn, order):
+        return False
     if (vm.page_poisoning | vm.init_on_free | vm.cpu_dcache_aliasing) != 0:
         overwrite_freed_pages(mem, pfn, order, fpi_flags)
     vm.pgfree += 1 << order
@@ -202,7 +236,8 @@ def init_with_aliasing_caches(
     memory is zero already, as with `init_on_free`: those zeros may still be in the kernel's
     lines. The machine decides, not `user_alloc_needs_zeroing()`, which is also true whenever
     `init_on_alloc` is off. The series leaves out pages that the host zeroed; here their hint
-    cancels this zeroing like any other, and is counted as having done so. A caller that zeroes tags itself (`__GFP_SKIP_ZERO`) is left alone.
+    cancels this zeroing like any other, and is counted as having done so. A caller that
+    zeroes tags itself (`__GFP_SKIP_ZERO`) is left alone.
     """
     if (gfp & __GFP_ZERO) == 0:
         # Its owner writes it through the kernel's address (`cachealias`).
