@@ -18,8 +18,8 @@ from hostzero.clock import Clock
 from hostzero.errors import OutOfMemory, UsageError, VmBug
 from hostzero.mm import page_alloc, page_free
 from hostzero.mm.balloon import BalloonPages
-from hostzero.mm.cma import CmaArea
 from hostzero.mm.cachealias import evict
+from hostzero.mm.cma import CmaArea
 from hostzero.mm.debug import describe_bug
 from hostzero.mm.gfp import (
     GFP_KERNEL,
