@@ -344,6 +344,7 @@ def test_the_raw_fault_address_travels_to_the_zeroing() -> None:
         ("hook", 9, 5 * PAGE_SIZE),
         ("zero", 9, 5 * PAGE_SIZE),
         ("hook", 0, (1 << 30) + 9 * PAGE_SIZE),
+        ("zero", 0, (1 << 30) + 9 * PAGE_SIZE),
         ("hook", 9, 0),
         ("zero", 9, 0),
     ]

@@ -29,6 +29,7 @@ from hostzero.mm.gfp import (
     GFP_TRANSHUGE_LIGHT,
 )
 from hostzero.mm.memcontrol import ROOT_MEMCG, mem_cgroup_charge
+from hostzero.mm.mempolicy import vma_zonelist
 from hostzero.mm.mmzone import HPAGE_PMD_ORDER, NO_PAGE, Memory
 from hostzero.mm.page_alloc import __alloc_frozen_pages
 from hostzero.mm.page_free import __free_frozen_pages
@@ -81,7 +82,7 @@ def vma_alloc_folio(mem: Memory, gfp: int, order: int, vma: object, addr: int, c
     """
     if order > 0:
         gfp |= __GFP_COMP
-    return __alloc_frozen_pages(mem, gfp, order, addr, vma[0].node, cpu)  # type: ignore[index]
+    return __alloc_frozen_pages(mem, gfp, order, addr, vma_zonelist(mem, vma, addr, order), cpu)
 
 
 @compiled

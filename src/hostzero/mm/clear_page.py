@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from hostzero.jit import COMPILER_ON, compiled, inline
+from hostzero.mm.cachealias import discard_kernel_lines, fill_kernel_lines
 from hostzero.mm.mmzone import WORDS_PER_PAGE, Memory
 from hostzero.units import PAGE_SHIFT
 
@@ -42,6 +43,18 @@ def clear_pages(mem: Memory, pfn: int, count: int) -> None:
 
 
 @inline
+def clear_kernel_pages(mem: Memory, pfn: int, count: int) -> None:
+    """Zero pages through the kernel's address (kernel: `clear_highpages_kasan_tagged`).
+
+    With an aliasing data cache the zeros stay in it for now (`cachealias`).
+    """
+    if mem.vm[0].cpu_dcache_aliasing != 0:
+        fill_kernel_lines(mem, pfn, count, 0)
+    else:
+        clear_pages(mem, pfn, count)
+
+
+@inline
 def zero_user_range(step: int, nr_pages: int, fault: int) -> tuple[int, int]:
     """Return the pages `[start, end)` of a folio that step `step` of `folio_zero_user` zeroes.
 
@@ -64,10 +77,16 @@ def zero_user_range(step: int, nr_pages: int, fault: int) -> tuple[int, int]:
 def folio_zero_user(mem: Memory, pfn: int, order: int, user_addr: int) -> None:
     """Zero a folio for a user so that the faulting page comes last and stays in cache.
 
-    `user_addr` may be any address in the folio's mapping. Sources: `folio_zero_user`, and
-    patch 10 for configurations without huge pages, where the whole folio is cleared.
+    `user_addr` may be any address in the folio's mapping; the folio starts at the address
+    aligned down to its size. Sources: `folio_zero_user`, and patch 10 for configurations without
+    huge pages: there the whole folio is cleared from that start on, in one go. Such a kernel has
+    folios of other sizes all the same, so what counts is the alignment, and it is this one for
+    every configuration. The zeroing goes through an address of the user's colour, so that no
+    line of the kernel's can hide it or come back (`cachealias`).
     """
     nr_pages = 1 << order
+    if mem.vm[0].cpu_dcache_aliasing != 0:
+        discard_kernel_lines(mem, pfn, nr_pages)
     fault = (user_addr >> PAGE_SHIFT) & (nr_pages - 1)
     if order == 0:
         clear_pages(mem, pfn, 1)
@@ -84,7 +103,10 @@ def folio_zero_user(mem: Memory, pfn: int, order: int, user_addr: int) -> None:
 @compiled
 def kernel_poison_pages(mem: Memory, pfn: int, count: int) -> None:
     """Fill freed pages with the poison pattern (kernel: `__kernel_poison_pages`)."""
-    fill_pages(mem, pfn, count, PAGE_POISON)
+    if mem.vm[0].cpu_dcache_aliasing != 0:
+        fill_kernel_lines(mem, pfn, count, PAGE_POISON)
+    else:
+        fill_pages(mem, pfn, count, PAGE_POISON)
 
 
 @inline
@@ -114,6 +136,9 @@ def first_word_not(mem: Memory, pfn: int, count: int, byte: int) -> int:
 @compiled
 def kernel_unpoison_pages(mem: Memory, pfn: int, count: int) -> None:
     """Count pages whose poison pattern was overwritten (kernel: `__kernel_unpoison_pages`)."""
+    aliasing = mem.vm[0].cpu_dcache_aliasing != 0
     for page in range(pfn, pfn + count):
+        if aliasing and mem.kernel_lines[page] == PAGE_POISON + 1:
+            continue  # the kernel sees its own lines first
         if first_word_not(mem, page, 1, PAGE_POISON) >= 0:
             mem.vm[0].nr_poison_errors += 1

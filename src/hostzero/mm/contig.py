@@ -216,8 +216,8 @@ def alloc_contig_frozen_pages_user(
     """
     if not 0 <= order <= MAX_FOLIO_ORDER:
         raise UsageError(f"order {order} is not between 0 and {MAX_FOLIO_ORDER}")
-    if not 0 <= node < len(manager.mem.zonelists):
-        raise UsageError(f"there is no node {node}: the guest has {len(manager.mem.zonelists)}")
+    if not 0 <= node < int(manager.mem.vm[0].nr_nodes):
+        raise UsageError(f"there is no node {node}: the guest has {int(manager.mem.vm[0].nr_nodes)}")
     mem = manager.mem
     for k in range(len(mem.zone)):
         zone = int(contig_zone(mem, gfp, node, k))

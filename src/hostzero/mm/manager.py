@@ -19,6 +19,7 @@ from hostzero.clock import Clock
 from hostzero.errors import OutOfMemory, UsageError, VmBug
 from hostzero.mm import page_alloc, page_free
 from hostzero.mm.balloon import BalloonPages
+from hostzero.mm.cachealias import evict
 from hostzero.mm.cma import CmaArea
 from hostzero.mm.debug import describe_bug
 from hostzero.mm.gfp import (
@@ -33,10 +34,12 @@ from hostzero.mm.gfp import (
 )
 from hostzero.mm.hugetlb_sysfs import Hugetlb
 from hostzero.mm.memcontrol import MemoryCgroups
+from hostzero.mm.memory_failure import MemoryFailure
 from hostzero.mm.mm_init import build_memory, setup_per_zone_wmarks
 from hostzero.mm.mmap import Process
 from hostzero.mm.mmzone import (
     HPAGE_PMD_ORDER,
+    MAX_NUMNODES,
     MAX_PAGE_ORDER,
     NO_PAGE,
     PAGE_ALLOC_COSTLY_ORDER,
@@ -174,6 +177,7 @@ class MemoryManager:
         hugetlb: the pools of huge pages.
         memcg: the memory cgroups.
         swap: the swap area.
+        memory_failure: broken pages.
     """
 
     def __init__(self, ram: Ram, config: MmConfig | None = None, clock: Clock | None = None) -> None:
@@ -218,6 +222,7 @@ class MemoryManager:
         self.memcg = MemoryCgroups(self.mem)
         self.swap = SwapArea(self.mem)
         self._oom = OomNotifiers(self.mem)
+        self.memory_failure = MemoryFailure(self)
         vm.empty_zero_page = self.alloc_pages(GFP_KERNEL | GFP_ZERO)
 
     def _prepare_boot_memory(self) -> None:
@@ -240,6 +245,8 @@ class MemoryManager:
         while True:
             pfn = int(page_alloc.alloc_pages(self.mem, gfp, order, USER_ADDR_NONE, node, cpu))
             if pfn != NO_PAGE:
+                if self.config.dcache_aliasing:
+                    evict(self.mem, pfn, 1 << order)  # the kernel sees its own lines first
                 return Pfn(pfn)
             may_oom = (
                 order <= PAGE_ALLOC_COSTLY_ORDER and gfpflags_allow_blocking(gfp) and not gfp & _GFP_NO_OOM
@@ -252,7 +259,11 @@ class MemoryManager:
         """Allocate up to `count` blocks; the array returned may be shorter (kernel: same name)."""
         self._check_request(gfp, order, cpu)
         pfns = np.empty(count, dtype=np.int64)
-        return pfns[: int(page_alloc.alloc_pages_bulk(self.mem, gfp, order, 0, cpu, pfns))]
+        pfns = pfns[: int(page_alloc.alloc_pages_bulk(self.mem, gfp, order, 0, cpu, pfns))]
+        if self.config.dcache_aliasing:
+            for pfn in pfns:
+                evict(self.mem, int(pfn), 1 << order)
+        return pfns
 
     @_explains_bugs
     def free_pages(self, pfn: Pfn, order: int = 0, *, cpu: int = 0) -> bool:
@@ -381,8 +392,8 @@ class MemoryManager:
     def _check_place(self, cpu: int, node: int = 0) -> None:
         if not 0 <= cpu < self.config.nr_cpus:
             raise UsageError(f"there is no CPU {cpu}: the guest has {self.config.nr_cpus}")
-        if not 0 <= node < len(self.mem.zonelists):
-            raise UsageError(f"there is no node {node}: the guest has {len(self.mem.zonelists)}")
+        if not 0 <= node < int(self.mem.vm[0].nr_nodes):
+            raise UsageError(f"there is no node {node}: the guest has {self.mem.vm[0].nr_nodes}")
 
     def _valid(self, pfn: Pfn, cpu: int, order: int = 0) -> int:
         self._check_place(cpu)
@@ -408,6 +419,8 @@ def _check_config(config: MmConfig, zones: tuple[ZoneSpec, ...], nr_pages: int) 
             raise UsageError(
                 f"zone {zone.name} must start at page {at}, a pageblock boundary, and not be empty"
             )
+        if not 0 <= zone.node < MAX_NUMNODES:
+            raise UsageError(f"node {zone.node} of zone {zone.name} is not between 0 and {MAX_NUMNODES - 1}")
         at = zone.end
     if at != nr_pages:
         raise UsageError(f"the zones end at page {at}, but the guest has {nr_pages}")

@@ -148,6 +148,22 @@ def build_zonelists(zones: Sequence[ZoneSpec]) -> NDArray[np.int64]:
     return lists
 
 
+def build_bind_zonelists(lists: NDArray[np.int64], zones: Sequence[ZoneSpec]) -> NDArray[np.int64]:
+    """Return the zonelists of every set of nodes: row `nodemask * nodes + node` (kernel: `bind_zonelist`).
+
+    A row holds the zones of the mask's nodes in the order in which `node` reaches them, then -1.
+    Mask 0 restricts nothing, so the first rows are the nodes' own lists. `mempolicy` names rows.
+    """
+    nodes = len(lists)
+    rows = np.full((nodes << nodes, lists.shape[1]), NO_PAGE, dtype=np.int64)
+    rows[:nodes] = lists
+    for nodemask in range(1, 1 << nodes):
+        for node in range(nodes):
+            allowed = [zone for zone in lists[node] if nodemask >> zones[zone].node & 1]
+            rows[nodemask * nodes + node, : len(allowed)] = allowed
+    return rows
+
+
 def _resident(shape: int, dtype: np.dtype[Any]) -> Any:
     # np.zeros is lazy; control structures that fault while a benchmark runs would be
     # counted as the guest's. Writing every byte makes them resident now.
@@ -178,6 +194,7 @@ def build_memory(
         swap_pages: how many pages the swap area holds.
     """
     nr_pages = zones[-1].end
+    zonelists = build_zonelists(zones)
     heads = nr_list_heads(len(zones), nr_cpus)
     vm = _resident(1, VM_DTYPE)
     mem = Memory(
@@ -186,7 +203,7 @@ def build_memory(
         zone=_resident(len(zones), ZONE_DTYPE),
         pcp=_resident(nr_cpus * len(zones), PCP_DTYPE),
         pageblock=np.full(-(-nr_pages // PAGEBLOCK_NR_PAGES), MIGRATE_MOVABLE, dtype=np.int64),
-        zonelists=build_zonelists(zones),
+        zonelists=build_bind_zonelists(zonelists, zones),
         vm=vm,
         ram=ram,
         mms=_resident(NR_MMS, MM_DTYPE),
@@ -203,7 +220,7 @@ def build_memory(
     vm[0].hugetlb_heads = int(vm[0].pcp_heads) + nr_cpus * len(zones) * NR_PCP_LISTS
     vm[0].nr_swap_pages = swap_pages
     vm[0].trylock_heads = int(vm[0].hugetlb_heads) + NR_HSTATES * MAX_NUMNODES + 1
-    vm[0].nr_nodes = len(mem.zonelists)
+    vm[0].nr_nodes = len(zonelists)
     vm[0].balloon_head = nr_pages + heads - 1
     mem.memcg[0].parent = -1
     mem.memcg[0].max_pages = UNLIMITED

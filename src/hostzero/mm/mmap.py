@@ -21,6 +21,7 @@ from hostzero.mm.memory import (
     touch_range,
     zap_page_range,
 )
+from hostzero.mm.mempolicy import MPOL_DEFAULT, check_policy
 from hostzero.mm.mmzone import HPAGE_PMD_ORDER, NO_PAGE
 from hostzero.mm.pgtable import TASK_SIZE, alloc_table, free_empty_tables, free_table
 from hostzero.mm.swap import pageout_page_range
@@ -95,6 +96,7 @@ class Process:
         self._node = node
         self._mm_id = mm_id
         self._vmas: list[Any] = []
+        self._policy = MPOL_DEFAULT, 0
         self._pgd: int = alloc_table(self._mem, node, cpu)
         while self._pgd == NO_PAGE:
             if not mm.out_of_memory():
@@ -197,6 +199,7 @@ class Process:
             addr = self._unmapped_area(length, size)
         vm_flags = VM_READ | VM_WRITE | (VM_UNINITIALIZED if uninitialized else 0)
         vma = new_vma(addr, addr + length, vm_flags, self._pgd, self._mm_id, self._node)
+        vma[0].policy, vma[0].nodemask = self._policy
         if huge:
             vma[0].vm_flags |= (VM_SHARED if flags & MAP_SHARED else 0) | (
                 VM_NORESERVE if flags & MAP_NORESERVE else 0
@@ -261,6 +264,40 @@ class Process:
             for vma, low, _ in self._pieces(start, end):
                 self._require_whole_pages(vma, low)
             self._zap(start, end)
+
+    def mbind(self, addr: int, length: int, mode: int, nodemask: int = 0) -> None:
+        """Choose the nodes of pages that are faulted in from now on (kernel: `mbind`).
+
+        Pages that are there stay where they are, as without MPOL_MF_MOVE.
+
+        Args:
+            addr: a page boundary.
+            length: rounded up to whole pages.
+            mode: `mempolicy.MPOL_*`.
+            nodemask: nodes, a bit each.
+
+        Raises:
+            BadAddress: -EFAULT, a part of the range is not mapped.
+            MmError: -EINVAL for an unaligned address or a policy without sense.
+        """
+        start, end = self._range(addr, length, "mbind")
+        check_policy(self._mem, mode, nodemask)
+        self._require_mapped(start, end)
+        for vma in self._split_to(start, end):
+            vma[0].policy, vma[0].nodemask = mode, nodemask
+
+    def set_mempolicy(self, mode: int, nodemask: int = 0) -> None:
+        """Choose the policy of mappings made from now on (kernel: `set_mempolicy`).
+
+        Linux asks the task at each fault in a mapping without a policy of its own. Here the
+        mapping takes the policy along when it is made, and a later call leaves it alone.
+
+        Raises:
+            MmError: -EINVAL for a policy without sense.
+        """
+        self._alive()
+        check_policy(self._mem, mode, nodemask)
+        self._policy = mode, nodemask
 
     def touch(self, addr: int, length: int) -> None:
         """Write one byte to each page of a range of whole pages."""
@@ -387,6 +424,7 @@ class Process:
         self._vmas.sort(key=lambda entry: int(entry[0].vm_start))
 
     def _zap(self, start: int, end: int) -> None:
+        self._mm.memory_failure.forget(self._mm_id, start, end)
         for low, high, huge in self._stretches(start, end):
             if huge is not None:
                 self._mm.hugetlb.unmap(huge, low, high, cpu=self._cpu)
@@ -396,6 +434,7 @@ class Process:
                     raise OutOfMemory("no page for the table that splitting a huge page needs")
 
     def _populate(self, start: int, end: int, *, write: bool) -> None:
+        self._mm.memory_failure.check(self._mm_id, start, end)
         for vma, low, high in list(self._pieces(start, end)):
             if vma[0].hstate >= 0:
                 self._mm.hugetlb.populate(vma, low, high, write=write, cpu=self._cpu)

@@ -139,6 +139,7 @@ VM_DTYPE: Final = np.dtype(
         ("bug_pfn", np.int64),
         ("nr_bad_pages", np.int64),
         ("nr_poison_errors", np.int64),
+        ("num_poisoned_pages", np.int64),  # lost to hardware errors (`memory_failure`)
         # events (kernel: vmstat)
         ("pgalloc", np.int64),
         ("pgfree", np.int64),
@@ -234,7 +235,8 @@ class Memory(NamedTuple):
     """The arrays that compiled code works on.
 
     `mem_map` has one record a page and the list heads behind them; `ram` is guest RAM
-    as 64-bit words (512 a page); `zonelists[node, k]` is the k-th zone to try.
+    as 64-bit words (512 a page); `zonelists[node, k]` is the k-th zone to try, and -1
+    ends a list; rows behind the nodes' are `mempolicy`'s.
 
     `compound_head` holds the field of that name, `head << 1 | 1` in tail pages. It stands
     apart because a huge page writes it 511 times: side by side these are 4 KiB to write, in

@@ -77,18 +77,23 @@ def zone_allowed(mem: Memory, zone: int, gfp: int, node: int) -> bool:
     """Return whether `gfp` permits pages of this zone."""
     if (gfp & __GFP_DMA32) != 0 and mem.zone[zone].end_pfn > _DMA32_PAGES:
         return False
-    return (gfp & __GFP_THISNODE) == 0 or mem.zone[zone].node == node
+    return (gfp & __GFP_THISNODE) == 0 or mem.zone[zone].node == node % mem.vm[0].nr_nodes
 
 
 @compiled
 def get_page_from_freelist(
     mem: Memory, gfp: int, order: int, alloc_flags: int, user_addr: int, node: int, cpu: int
 ) -> int:
-    """Take a prepared page from the first zone that may give one, or return NO_PAGE."""
+    """Take a prepared page from the first zone that may give one, or return NO_PAGE.
+
+    `node` is a row of the zonelists: a node, or what `mempolicy.vma_zonelist` returned.
+    """
     migratetype = gfp_migratetype(gfp)
     preferred = True
     for k in range(mem.vm[0].nr_zones):
         zone = mem.zonelists[node, k]
+        if zone < 0:
+            break
         if not zone_allowed(mem, zone, gfp, node):
             continue
         reserve = 0 if preferred else mem.zone[zone].lowmem_reserve

@@ -57,6 +57,9 @@ PAGE_FLAGS_CHECK_AT_FREE: Final = (
 )
 PAGE_FLAGS_CHECK_AT_PREP: Final = PAGEFLAGS_MASK & ~PG_hwpoison
 
+MAGIC_HWPOISON: Final = 0x48575053
+"""`private` of a broken page that nobody owns (kernel: `SetPageHWPoisonTakenOff`)."""
+
 # page_type values; 0 means that the page has no type.
 PGTY_none: Final = 0
 PGTY_buddy: Final = 0xF0

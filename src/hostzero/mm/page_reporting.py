@@ -24,6 +24,7 @@ from hostzero.mm.buddy import (
     PAGE_REPORTING_REQUESTED,
     buddy_order,
 )
+from hostzero.mm.cachealias import discard_kernel_lines
 from hostzero.mm.fallback import ALLOC_CMA
 from hostzero.mm.kstrtox import UINT_MAX, kstrtouint
 from hostzero.mm.list import list_empty, list_first, list_next, list_rotate_to_front
@@ -141,6 +142,8 @@ def page_reporting_drain(
             __SetPageReported(mem, pfn)
             if host_zeroes and zeroed[i - start]:  # type: ignore[index]
                 __SetPageZeroed(mem, pfn)
+                if mem.vm[0].cpu_dcache_aliasing != 0:
+                    discard_kernel_lines(mem, pfn, 1 << order)
 
 
 @compiled

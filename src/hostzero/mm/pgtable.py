@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 
 from hostzero.jit import compiled, inline
+from hostzero.mm.cachealias import flush_dcache_folio
 from hostzero.mm.gfp import __GFP_ZERO, GFP_KERNEL_ACCOUNT, USER_ADDR_NONE
 from hostzero.mm.mmzone import NO_PAGE, WORDS_PER_PAGE, Memory
 from hostzero.mm.page_alloc import alloc_pages
@@ -62,6 +63,7 @@ def alloc_table(mem: Memory, node: int, cpu: int) -> int:
     pfn = alloc_pages(mem, GFP_KERNEL_ACCOUNT | __GFP_ZERO, 0, USER_ADDR_NONE, node, cpu)
     if pfn != NO_PAGE:
         mem.mem_map[pfn].page_type = PGTY_table
+        flush_dcache_folio(mem, pfn, 0)
     return pfn
 
 

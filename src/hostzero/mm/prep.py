@@ -12,12 +12,19 @@ from __future__ import annotations
 
 from hostzero.errors import VmBug
 from hostzero.jit import compiled, inline
-from hostzero.mm.buddy import FPI_PREPARED, FPI_ZEROED
-from hostzero.mm.clear_page import clear_pages, folio_zero_user, kernel_poison_pages, kernel_unpoison_pages
+from hostzero.mm.buddy import FPI_NONE, FPI_PREPARED, FPI_ZEROED, __free_one_page
+from hostzero.mm.cachealias import flush_dcache_folio
+from hostzero.mm.clear_page import (
+    clear_kernel_pages,
+    folio_zero_user,
+    kernel_poison_pages,
+    kernel_unpoison_pages,
+)
 from hostzero.mm.debug import VM_BUG_ON_PAGE
 from hostzero.mm.gfp import __GFP_COMP, __GFP_SKIP_ZERO, __GFP_ZERO, USER_ADDR_NONE
-from hostzero.mm.mmzone import NR_PAGE_ORDERS, Memory
+from hostzero.mm.mmzone import NR_PAGE_ORDERS, Memory, get_pageblock_migratetype, page_zone
 from hostzero.mm.page_flags import (
+    MAGIC_HWPOISON,
     PAGE_FLAGS_CHECK_AT_FREE,
     PAGE_FLAGS_CHECK_AT_PREP,
     PageHead,
@@ -72,8 +79,14 @@ def bad_page(mem: Memory, pfn: int) -> None:
 
 @inline
 def check_new_pages(mem: Memory, pfn: int, order: int) -> bool:
-    """Return whether a block about to be handed out is bad (kernel: `check_new_pages`)."""
-    return is_check_pages_enabled(mem) and new_pages_are_bad(mem, pfn, order)
+    """Return whether a block about to be handed out is bad (kernel: `check_new_pages`).
+
+    Unlike Linux, which checks only if it was told to, this looks too once a page is broken: one
+    that was in nobody's hands for a moment (isolated for a report) may be in any block.
+    """
+    if not is_check_pages_enabled(mem) and mem.vm[0].num_poisoned_pages == 0:
+        return False
+    return new_pages_are_bad(mem, pfn, order)
 
 
 @compiled
@@ -122,11 +135,38 @@ def overwrite_freed_pages(mem: Memory, pfn: int, order: int, fpi_flags: int) -> 
     """
     vm = mem.vm[0]
     poisoning = vm.page_poisoning != 0
+    if (fpi_flags & FPI_ZEROED) != 0:
+        # The claim is about what the next owner sees at any address.
+        flush_dcache_folio(mem, pfn, order)
     if poisoning:
         kernel_poison_pages(mem, pfn, 1 << order)
     if vm.init_on_free != 0 and not ((fpi_flags & FPI_ZEROED) != 0 and not poisoning):
-        clear_pages(mem, pfn, 1 << order)
+        clear_kernel_pages(mem, pfn, 1 << order)
         vm.zeroed_bytes += 1 << (order + PAGE_SHIFT)
+
+
+@compiled
+def free_healthy_pages(mem: Memory, pfn: int, order: int) -> bool:
+    """Free a block page by page if some of it is broken; return whether that was done.
+
+    The kernel's prepare looks for a broken page at order 0 alone; in a larger block it would
+    reach a free list. Nothing of such a block is known zero afterwards.
+    """
+    healthy = 0
+    for page in range(pfn, pfn + (1 << order)):
+        if not PageHWPoison(mem, page):
+            healthy += 1
+    if healthy == 1 << order:
+        return False
+    zone = page_zone(mem, pfn)
+    for page in range(pfn, pfn + (1 << order)):
+        if PageHWPoison(mem, page):
+            mem.mem_map[page].private = MAGIC_HWPOISON
+        else:
+            overwrite_freed_pages(mem, page, 0, FPI_NONE)
+            __free_one_page(mem, page, zone, 0, get_pageblock_migratetype(mem, page), FPI_NONE)
+    mem.vm[0].pgfree += healthy
+    return True
 
 
 @inline
@@ -143,6 +183,7 @@ def __free_pages_prepare(mem: Memory, pfn: int, order: int, fpi_flags: int) -> b
     if order == 0 and (page.flags_f & PG_hwpoison) != 0:
         # The page must never be used again: it stays where it is, outside every list.
         page.flags_f &= ~PAGE_FLAGS_CHECK_AT_PREP
+        page.private = MAGIC_HWPOISON
         return False
     check = is_check_pages_enabled(mem)
     if order > 0 and free_tail_pages_prepare(mem, pfn, order, check) != 0:
@@ -153,7 +194,9 @@ def __free_pages_prepare(mem: Memory, pfn: int, order: int, fpi_flags: int) -> b
         return False
     page.flags_f &= ~PAGE_FLAGS_CHECK_AT_PREP
     page.private = 0
-    if (vm.page_poisoning | vm.init_on_free) != 0:
+    if order > 0 and vm.num_poisoned_pages != 0 and free_healthy_pages(mem, pfn, order):
+        return False
+    if (vm.page_poisoning | vm.init_on_free | vm.cpu_dcache_aliasing) != 0:
         overwrite_freed_pages(mem, pfn, order, fpi_flags)
     vm.pgfree += 1 << order
     return True
@@ -174,13 +217,35 @@ def fpi_zeroed_holds(mem: Memory, fpi_flags: int) -> bool:
 def zero_new_pages(mem: Memory, pfn: int, order: int, gfp: int, user_addr: int) -> None:
     """Zero a block for its new owner; only `post_alloc_hook` decides to (patch 12)."""
     mem.vm[0].zeroed_bytes += 1 << (order + PAGE_SHIFT)
-    if order > 0 and (gfp & __GFP_ZERO) != 0 and user_addr != USER_ADDR_NONE:
+    if (gfp & __GFP_ZERO) != 0 and user_addr != USER_ADDR_NONE:
         # folio_zero_user takes the folio's size from its head (v8: VM_WARN_ON_ONCE).
-        if VM_BUG_ON_PAGE(mem, not PageHead(mem, pfn), pfn):
+        if VM_BUG_ON_PAGE(mem, order > 0 and not PageHead(mem, pfn), pfn):
             raise VmBug("post_alloc_hook: order > 0 without __GFP_COMP")
         folio_zero_user(mem, pfn, order, user_addr)
-    else:
-        clear_pages(mem, pfn, 1 << order)
+        return
+    clear_kernel_pages(mem, pfn, 1 << order)
+    if (gfp & __GFP_ZERO) == 0:
+        flush_dcache_folio(mem, pfn, order)
+
+
+@compiled
+def init_with_aliasing_caches(
+    mem: Memory, pfn: int, order: int, gfp: int, user_addr: int, init: bool
+) -> bool:
+    """Return whether a page must be zeroed on a machine whose caches alias (patches 12 and 23).
+
+    A user page that was asked for as zero is zeroed through the user's mapping even if its
+    memory is zero already, as with `init_on_free`: those zeros may still be in the kernel's
+    lines. The machine decides, not `user_alloc_needs_zeroing()`, which is also true whenever
+    `init_on_alloc` is off. The series leaves out pages that the host zeroed; here their hint
+    cancels this zeroing like any other, and is counted as having done so. A caller that
+    zeroes tags itself (`__GFP_SKIP_ZERO`) is left alone.
+    """
+    if (gfp & __GFP_ZERO) == 0:
+        # Its owner writes it through the kernel's address (`cachealias`).
+        flush_dcache_folio(mem, pfn, order)
+        return init
+    return init or (user_addr != USER_ADDR_NONE and (gfp & __GFP_SKIP_ZERO) == 0)
 
 
 @inline
@@ -195,8 +260,9 @@ def post_alloc_hook(mem: Memory, pfn: int, order: int, gfp: int, user_addr: int,
         user_addr: the raw fault address, or `USER_ADDR_NONE` (patch 12).
         zeroed: the block was known to be zero when it left the free list (patch 22).
 
-    With `init_on_free` every free page is zero already. A zero hint cancels the zeroing;
-    when none was wanted it is merely dropped.
+    With `init_on_free` every free page is zero already, except for users on a machine whose
+    caches alias. A zero hint cancels the zeroing, there too: no cache line is left of a page
+    that the host replaced. When no zeroing was wanted the hint is merely dropped.
     """
     vm = mem.vm[0]
     mem.mem_map[pfn].private = 0
@@ -212,6 +278,8 @@ def post_alloc_hook(mem: Memory, pfn: int, order: int, gfp: int, user_addr: int,
         # Linux 7.2 without the series has no hints to consume (see `anon_folio`).
         vm.dropped_hint_bytes += 1 << (order + PAGE_SHIFT)
         zeroed = False
+    if (vm.cpu_dcache_aliasing | vm.cpu_icache_aliasing) != 0:
+        init = init_with_aliasing_caches(mem, pfn, order, gfp, user_addr, init)
     if init and order < NR_PAGE_ORDERS:
         vm.zero_allocs[order] += 1
         if zeroed:

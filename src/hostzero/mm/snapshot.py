@@ -11,7 +11,8 @@ marks; a restored guest that kept them would hand out stale bytes as zero.
 from __future__ import annotations
 
 from hostzero.jit import compiled, inline
-from hostzero.mm.clear_page import clear_pages, kernel_poison_pages
+from hostzero.mm.cachealias import discard_kernel_lines
+from hostzero.mm.clear_page import clear_kernel_pages, kernel_poison_pages
 from hostzero.mm.list import list_first, list_next
 from hostzero.mm.mmzone import (
     MIGRATE_TYPES,
@@ -41,10 +42,12 @@ def forget_list(mem: Memory, head: int, order: int) -> int:
         if PageZeroed(mem, pfn):
             __ClearPageZeroed(mem, pfn)
             forgotten += 1
+        if mem.vm[0].cpu_dcache_aliasing != 0:
+            discard_kernel_lines(mem, pfn, 1 << order)  # a machine that was off has empty caches
         if mem.vm[0].page_poisoning != 0:
             kernel_poison_pages(mem, pfn, 1 << order)
         if mem.vm[0].init_on_free != 0:
-            clear_pages(mem, pfn, 1 << order)
+            clear_kernel_pages(mem, pfn, 1 << order)
         pfn = list_next(mem, pfn)
     return forgotten
 

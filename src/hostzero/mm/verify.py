@@ -14,6 +14,7 @@ import numpy as np
 
 from hostzero.errors import VmBug
 from hostzero.jit import compiled
+from hostzero.mm.cachealias import has_kernel_lines
 from hostzero.mm.clear_page import first_word_not
 from hostzero.mm.debug import describe_bug
 from hostzero.mm.hugetlb_pool import HPG_freed, folio_nid, folio_test_hugetlb_zeroed
@@ -79,7 +80,7 @@ PROBLEMS: Final = {
     BAD_NR_FREE: "nr_free does not match the lists",
     BAD_FREE_PAGES: "nr_free_pages, nr_free_cma or nr_free_highatomic does not match the lists",
     BAD_PCP_COUNT: "a per-CPU count does not match its lists",
-    FALSE_ZERO: "a page that claims to be zero holds a non-zero byte",
+    FALSE_ZERO: "a page that claims to be zero holds a non-zero byte, or one that a cache line hides",
     UNMERGED: "two free buddies were not merged",
     UNLISTED: "a page claims to be zero or free that is on no free list",
     BAD_BALLOON_COUNT: "the balloon's count does not match its list",
@@ -118,8 +119,9 @@ def _check_block(mem: Memory, seen: object, pfn: int, order: int, free_type: int
             return STILL_OWNED
         if mem.compound_head[page] != 0 or (page != pfn and m[page].page_type != PGTY_none):
             return STILL_OWNED
-    if contents and PageZeroed(mem, pfn) and first_word_not(mem, pfn, 1 << order, 0) >= 0:
-        return FALSE_ZERO
+    if contents and PageZeroed(mem, pfn):
+        if first_word_not(mem, pfn, 1 << order, 0) >= 0 or has_kernel_lines(mem, pfn, 1 << order):
+            return FALSE_ZERO
     return NO_PROBLEM
 
 
@@ -258,8 +260,9 @@ def _check_balloon(mem: Memory, seen: object, contents: bool) -> int:
         seen[pfn] = 2  # type: ignore[index]
         if m[pfn].page_type != PGTY_offline or m[pfn]._refcount < 1:
             return STILL_OWNED
-        if contents and PageZeroed(mem, pfn) and first_word_not(mem, pfn, 1, 0) >= 0:
-            return FALSE_ZERO
+        if contents and PageZeroed(mem, pfn):
+            if first_word_not(mem, pfn, 1, 0) >= 0 or has_kernel_lines(mem, pfn, 1):
+                return FALSE_ZERO
         count += 1
         before = pfn
         pfn = list_next(mem, pfn)
