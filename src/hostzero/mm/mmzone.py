@@ -93,7 +93,15 @@ ZONE_DTYPE: Final = np.dtype(
 )
 """`struct zone`."""
 
-PCP_DTYPE: Final = np.dtype([("count", np.int64), ("high", np.int64), ("batch", np.int64)], align=True)
+PCP_DTYPE: Final = np.dtype(
+    [
+        ("count", np.int64),
+        ("high", np.int64),
+        ("batch", np.int64),
+        ("fitting_misses", np.int64),  # how often more not to look for fitting blocks (`placement`)
+    ],
+    align=True,
+)
 """`struct per_cpu_pages`; its lists are head records behind `mem_map`."""
 
 VM_DTYPE: Final = np.dtype(
@@ -111,6 +119,7 @@ VM_DTYPE: Final = np.dtype(
         ("thp_always", np.int64),
         ("thp_never", np.int64),
         ("anon_orders", np.int64),  # bit per order below PMD that anonymous folios may have (mTHP)
+        ("placement", np.int64),  # 1: a request takes blocks that are zero as it wants (`placement`)
         ("zero_in_caller", np.int64),  # user pages are zeroed at the fault, as before the series
         ("cpu_dcache_aliasing", np.int64),
         ("cpu_icache_aliasing", np.int64),
