@@ -64,7 +64,7 @@ def draw_fragmented(axes: Sequence[Axes], cases: Sequence[Counts]) -> None:
             (1, ORDER0_KNOWN_ZERO * 100),
             xycoords=("axes fraction", "data"),
             ha="right",
-            va="bottom",
+            va="top",
             fontsize=7.5,
         )
         runs = max(map(len, shown))
@@ -74,7 +74,8 @@ def draw_fragmented(axes: Sequence[Axes], cases: Sequence[Counts]) -> None:
         panel.set_xlabel("degree of fragmentation: free memory in blocks below order 9, %", fontsize=9)
         panel.set_ylabel("known zero, % of allocations\nthat wanted zeros (mean ± sd)")
         panel.set_ylim(-3, 106)
-        panel.legend(fontsize=7, loc="best")
+        # Below the panel: lines cross wherever there is room inside.
+        panel.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False)
 
 
 def _draw_line(

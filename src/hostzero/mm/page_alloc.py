@@ -39,9 +39,9 @@ from hostzero.mm.mmzone import (
 )
 from hostzero.mm.page_flags import PageZeroed, __ClearPageZeroed
 from hostzero.mm.pcplist import (
-    __rmqueue_pcplist,
     drain_all_pages,
     pcp_allowed_order,
+    rmqueue_pcplist,
 )
 from hostzero.mm.placement import __rmqueue_fitting, wants_zeros
 from hostzero.mm.prep import check_new_pages, prep_new_page
@@ -104,7 +104,7 @@ def get_page_from_freelist(
         pfn = NO_PAGE
         zeroed = False
         if pcp_allowed_order(order):
-            pfn, zeroed = __rmqueue_pcplist(mem, zone, order, migratetype, alloc_flags, gfp, cpu)
+            pfn, zeroed = rmqueue_pcplist(mem, zone, order, migratetype, alloc_flags, gfp, cpu)
         if pfn == NO_PAGE:
             pfn, zeroed = rmqueue_buddy(mem, zone, order, migratetype, alloc_flags, gfp)
         if pfn != NO_PAGE:
@@ -173,7 +173,7 @@ def __alloc_frozen_pages(mem: Memory, gfp: int, order: int, user_addr: int, node
             alloc_flags = ALLOC_WMARK_LOW
             if gfp_migratetype(gfp) == MIGRATE_MOVABLE:
                 alloc_flags |= ALLOC_CMA
-            pfn, zeroed = __rmqueue_pcplist(mem, zone, 0, gfp_migratetype(gfp), alloc_flags, gfp, cpu)
+            pfn, zeroed = rmqueue_pcplist(mem, zone, 0, gfp_migratetype(gfp), alloc_flags, gfp, cpu)
             if pfn != NO_PAGE:
                 prep_new_page(mem, pfn, 0, gfp, user_addr, zeroed)
                 return pfn

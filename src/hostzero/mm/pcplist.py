@@ -125,9 +125,33 @@ def pcp_fitting(
     return NO_PAGE if list_empty(mem, head) else list_first(mem, head)
 
 
+@compiled
+def rmqueue_pcplist_fitting(
+    mem: Memory, zone: int, order: int, migratetype: int, alloc_flags: int, gfp: int, cpu: int
+) -> tuple[int, bool]:
+    """Take the parked block that fits the request best; return it and its zero hint (`placement`)."""
+    head = pcp_list(mem, zone, cpu, order_to_pindex(migratetype, order))
+    index = pcp_of(mem, zone, cpu)
+    while True:
+        pfn = pcp_fitting(mem, zone, order, migratetype, alloc_flags, gfp, cpu)
+        if pfn == NO_PAGE:
+            wanted = nr_pcp_alloc(mem.pcp[index].batch, order)
+            moved = rmqueue_bulk(mem, zone, order, wanted, head, migratetype, alloc_flags)
+            mem.pcp[index].count += moved << order
+            if moved == 0:
+                return NO_PAGE, False
+            pfn = list_first(mem, head)
+        list_del(mem, pfn)
+        mem.pcp[index].count -= 1 << order
+        zeroed = PageZeroed(mem, pfn)
+        __ClearPageZeroed(mem, pfn)
+        if not check_new_pages(mem, pfn, order):
+            return pfn, zeroed
+
+
 @inline
 def __rmqueue_pcplist(
-    mem: Memory, zone: int, order: int, migratetype: int, alloc_flags: int, gfp: int, cpu: int
+    mem: Memory, zone: int, order: int, migratetype: int, alloc_flags: int, cpu: int
 ) -> tuple[int, bool]:
     """Take a block from a per-CPU list, refilled if empty; return it and its zero hint.
 
@@ -137,23 +161,29 @@ def __rmqueue_pcplist(
     head = pcp_list(mem, zone, cpu, order_to_pindex(migratetype, order))
     index = pcp_of(mem, zone, cpu)
     while True:
-        pfn = NO_PAGE
-        if mem.vm[0].placement != 0:
-            pfn = pcp_fitting(mem, zone, order, migratetype, alloc_flags, gfp, cpu)
         if list_empty(mem, head):
             wanted = nr_pcp_alloc(mem.pcp[index].batch, order)
             moved = rmqueue_bulk(mem, zone, order, wanted, head, migratetype, alloc_flags)
             mem.pcp[index].count += moved << order
             if moved == 0:
                 return NO_PAGE, False
-        if pfn == NO_PAGE:
-            pfn = list_first(mem, head)
+        pfn = list_first(mem, head)
         list_del(mem, pfn)
         mem.pcp[index].count -= 1 << order
         zeroed = PageZeroed(mem, pfn)
         __ClearPageZeroed(mem, pfn)
         if not check_new_pages(mem, pfn, order):
             return pfn, zeroed
+
+
+@inline
+def rmqueue_pcplist(
+    mem: Memory, zone: int, order: int, migratetype: int, alloc_flags: int, gfp: int, cpu: int
+) -> tuple[int, bool]:
+    """Take a block from a per-CPU list by the placement in force; return it and its zero hint."""
+    if mem.vm[0].placement != 0:
+        return rmqueue_pcplist_fitting(mem, zone, order, migratetype, alloc_flags, gfp, cpu)
+    return __rmqueue_pcplist(mem, zone, order, migratetype, alloc_flags, cpu)
 
 
 @compiled
