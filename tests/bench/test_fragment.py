@@ -63,6 +63,7 @@ def test_a_seed_repeats_everything() -> None:
 
 @pytest.mark.compiled_only
 def test_what_survives_is_about_one_in_so_many(machine: Machine) -> None:
+    machine.mm.drain_all_pages()
     before = free_pages(machine)
     program = SmallPages(machine, 32 * MIB, zeros=True)
     program.populate(8192)
@@ -86,6 +87,7 @@ def test_a_program_wants_zeros_and_a_cache_does_not(machine: Machine) -> None:
 
 @pytest.mark.compiled_only
 def test_kernel_pages_come_in_whole_blocks_and_go(machine: Machine) -> None:
+    machine.mm.drain_all_pages()
     before = free_pages(machine)
     kernel = KernelPages(machine)
     assert kernel.take(5, 3) == 8
