@@ -40,6 +40,49 @@ def make_results(
     return results
 
 
+def make_counts(*, repetitions: int = 3) -> Results:
+    """Return results of the scenarios that count, with a share that is undefined once."""
+    results = Results(host=dict(HOST), config={"memory": 2 << 30, "size": 256 * MIB})
+    for repetition in range(repetitions):
+        for workload in ("populate", "mixed"):
+            for order in (9, 5):
+                for step, covered in enumerate((0.0, 0.125, 0.25)):
+                    for placement in ("linux", "zero-aware"):
+                        case = {
+                            "workload": workload,
+                            "placement": placement,
+                            "reporting_order": order,
+                            "covered": covered,
+                        }
+                        results.counts_for(Scenario.FRAGMENTED, case).add(
+                            {
+                                "unusable": covered + 0.01 * repetition,
+                                "free_2m_before": 1000 - 100 * step,
+                                "order0_share": 0.9 - 0.4 * step,
+                                "fallback_claims": 1,
+                                "fallback_steals": repetition,
+                                "free_2m_held": 900 - 100 * step,
+                                "order9_share": None if step == 2 else 1.0,
+                                "free_2m_after": 999 - 100 * step,
+                                "task_clock_ms": 5.0,
+                            }
+                        )
+        for zeroing, wasted in (("allocator", 256), ("caller", 0)):
+            results.counts_for(
+                Scenario.MEMCG_LIMIT, {"pattern": "sparse", "arm": "baseline", "zeroing": zeroing}
+            ).add(
+                {
+                    "zeroed_in_vain_bytes": wasted * MIB,
+                    "guest_zeroed_bytes": (wasted + 1) * MIB,
+                    "known_zero_bytes": 0,
+                    "failed_charges": 128,
+                    "got_bytes": 128 * 4096,
+                    "task_clock_ms": 20.0 + repetition,
+                }
+            )
+    return results
+
+
 def make_allocator_results() -> AllocatorResults:
     """Return allocator results of three repetitions."""
     return AllocatorResults(

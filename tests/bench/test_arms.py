@@ -6,8 +6,7 @@ from __future__ import annotations
 import pytest
 
 from hostzero.bench.arms import ARMS, features, gives_memory_away
-from hostzero.bench.names import COMPARISONS, Arm, Scenario
-from hostzero.bench.options import SCENARIOS
+from hostzero.bench.names import COMPARISONS, TIMED, Arm, Scenario
 from hostzero.device import DeviceConfig
 from hostzero.device.config import DEFAULT_FEATURES
 from hostzero.virtio.features import Feature
@@ -44,7 +43,7 @@ def test_arms_of_the_balloon_differ_in_bit_7_alone() -> None:
 
 
 @pytest.mark.parametrize("arm", ARMS)
-@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("scenario", TIMED)
 def test_a_device_can_offer_them(scenario: Scenario, arm: Arm) -> None:
     offered = DeviceConfig(features=features(scenario, arm)).offered
     assert offered == features(scenario, arm) | Feature.VERSION_1

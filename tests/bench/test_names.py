@@ -6,8 +6,10 @@ from __future__ import annotations
 from hostzero.bench.names import (
     ARM_MEANINGS,
     COMPARISONS,
+    COUNTED,
     PHASE_CAVEATS,
     SCENARIO_TITLES,
+    TIMED,
     Arm,
     Phase,
     Scenario,
@@ -18,6 +20,10 @@ def test_every_name_is_explained() -> None:
     assert set(SCENARIO_TITLES) == set(Scenario)
     assert set(ARM_MEANINGS) == set(Arm)
     assert set(PHASE_CAVEATS) == set(Phase)
+
+
+def test_every_scenario_either_times_or_counts() -> None:
+    assert (*TIMED, *COUNTED) == tuple(Scenario)
 
 
 def test_the_words_of_version_1() -> None:

@@ -47,7 +47,18 @@ def test_backings_are_those_of_the_ram() -> None:
     ("change", "message"),
     [
         ({"scenarios": ()}, "--scenario: name at least one of thp, 4k, balloon"),
-        ({"scenarios": (Scenario.HUGETLB,)}, "--scenario hugetlb: not there yet; there are thp, 4k, balloon"),
+        (
+            {"scenarios": ("swap",)},
+            "--scenario swap: unknown; there are thp, 4k, balloon, hugetlb",
+        ),
+        (
+            {"scenarios": (Scenario.FRAGMENTED,), "size": 514 * MIB},
+            "--size 514M: --scenario fragmented asks for it several times over; at most 512M fits",
+        ),
+        (
+            {"scenarios": (Scenario.MEMCG_LIMIT,), "memory": 80 * MIB, "size": 22 * MIB},
+            "--size 22M: --scenario memcg-limit asks for it several times over; at most 20M fits",
+        ),
         ({"memory": 3 * MIB}, "--memory 3M: must be a multiple of 2M above zero"),
         ({"memory": 0}, "--memory 0: must be a multiple"),
         ({"size": 2 * MIB + 1}, "--size 2097153: must be a multiple of 2M above zero"),

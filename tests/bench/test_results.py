@@ -120,7 +120,7 @@ def test_an_arm_alone_is_compared_with_nothing() -> None:
 
 def test_document_has_the_published_shape() -> None:
     document = make_results([Scenario.THP], hardware=True).to_document()
-    assert list(document) == ["version", "host", "config", "results", "comparisons"]
+    assert list(document) == ["version", "host", "config", "results", "comparisons", "counts"]
     assert document["version"] == 1
     assert "wall - task-clock" in document["config"]["disturbance_rule"]
     for entry in document["results"]:

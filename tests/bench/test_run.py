@@ -16,11 +16,12 @@ import pytest
 from hostzero.bench.arms import ARMS
 from hostzero.bench.document import to_json
 from hostzero.bench.guest import PreparedGuest
-from hostzero.bench.names import COMPARISONS, Arm, Phase, Scenario
+from hostzero.bench.names import COMPARISONS, TIMED, Arm, Phase, Scenario
 from hostzero.bench.options import SCENARIOS, BenchOptions
 from hostzero.bench.progress import Silent
 from hostzero.bench.results import Results
-from hostzero.bench.run import CHURN_CYCLES, _Scenario, run_bench
+from hostzero.bench.run import RUNNERS, run_bench
+from hostzero.bench.timed import CHURN_CYCLES, TimedScenario
 from hostzero.errors import VmBug
 from hostzero.ram import Ram, ZeroProof, open_ram
 from hostzero.ram.residency import private_resident
@@ -72,7 +73,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Ram]:
         rams.append(open_ram(size, backing))
         return rams[-1]
 
-    monkeypatch.setattr("hostzero.bench.run.open_ram", spy)
+    monkeypatch.setattr("hostzero.bench.context.open_ram", spy)
     return rams
 
 
@@ -81,7 +82,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Ram]:
 
 @pytest.mark.compiled_only
 def test_every_cell_has_every_repetition(document: dict[str, Any], cells: Cells) -> None:
-    wanted = {(scenario, arm, phase) for scenario in SCENARIOS for arm in ARMS for phase in Phase}
+    wanted = {(scenario, arm, phase) for scenario in TIMED for arm in ARMS for phase in Phase}
     assert set(cells) == wanted
     assert len(document["results"]) == len(wanted)
     for (_, _, phase), cell in cells.items():
@@ -103,7 +104,7 @@ def test_every_comparison_is_there(document: dict[str, Any]) -> None:
     ]
     assert found == [
         (scenario, phase, arm, against, REPETITIONS)
-        for scenario in SCENARIOS
+        for scenario in TIMED
         for phase in Phase
         for arm, against in COMPARISONS
     ]
@@ -115,7 +116,7 @@ def test_the_document_says_how_it_was_made_and_can_be_read_back(
 ) -> None:
     assert document["version"] == 1
     assert document["config"] == TINY.to_config() | {
-        "scenarios": list(SCENARIOS),
+        "scenarios": list(TIMED),
         "disturbance_rule": document["config"]["disturbance_rule"],
     }
     assert document["host"]["kernel"]
@@ -125,14 +126,18 @@ def test_the_document_says_how_it_was_made_and_can_be_read_back(
 @pytest.mark.compiled_only
 def test_as_many_steps_as_announced(ran: tuple[Results, Recorder]) -> None:
     recorder = ran[1]
-    assert recorder.scenarios == [(scenario, 4 + 4 * 3 * REPETITIONS) for scenario in SCENARIOS]
+    assert recorder.scenarios == [(scenario, 4 + 4 * 3 * REPETITIONS) for scenario in TIMED]
     assert [len(steps) for steps in recorder.steps] == [steps for _, steps in recorder.scenarios]
+
+
+def test_every_scenario_has_what_runs_it() -> None:
+    assert set(RUNNERS) == set(Scenario) == set(SCENARIOS)
 
 
 # ------------------------------------------------------------------ who zeroed
 
 
-@pytest.fixture(params=SCENARIOS)
+@pytest.fixture(params=TIMED)
 def scenario(request: pytest.FixtureRequest) -> Scenario:
     one: Scenario = request.param
     return one
@@ -201,12 +206,12 @@ def orders(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Return a function that plays a run without guests and gives the arms in order, by scenario."""
     seen: dict[str, list[str]] = {}
 
-    def note(scenario: _Scenario, arm: Arm) -> None:
+    def note(scenario: TimedScenario, arm: Arm) -> None:
         seen.setdefault(str(scenario._scenario), []).append(str(arm))
 
-    monkeypatch.setattr(_Scenario, "_touch", note)
+    monkeypatch.setattr(TimedScenario, "_touch", note)
     for method in ("_check", "_fill", "_churn"):
-        monkeypatch.setattr(_Scenario, method, lambda *_: None)
+        monkeypatch.setattr(TimedScenario, method, lambda *_: None)
     monkeypatch.setattr("hostzero.warmup.warm_up", lambda *_: None)
 
     def play(**options: Any) -> dict[str, list[str]]:
@@ -221,7 +226,7 @@ def test_the_order_is_the_seeds(orders: Any) -> None:
     first = orders(seed=1, repetitions=10)
     assert orders(seed=1, repetitions=10) == first
     assert orders(seed=2, repetitions=10) != first
-    assert len({tuple(order) for order in first.values()}) == len(SCENARIOS)
+    assert len({tuple(order) for order in first.values()}) == len(TIMED)
 
 
 def test_each_repetition_runs_every_arm_once(orders: Any) -> None:
@@ -309,7 +314,7 @@ def test_an_interrupt_in_a_measured_stretch_leaves_no_memory_behind(
     def interrupt(guest: PreparedGuest, _address: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(_Scenario, "_check", lambda *_: None)
+    monkeypatch.setattr(TimedScenario, "_check", lambda *_: None)
     monkeypatch.setattr(PreparedGuest, "fill", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run_bench(TINY, Recorder())

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from hostzero.bench import table
 from hostzero.bench.names import Arm, Phase, Scenario
+from hostzero.bench.render import WIDE
 from hostzero.bench.results import AllocatorResults, Results
 from hostzero.bench.stats import PairedRatio
 from tests.bench.synthetic import make_allocator_results, make_results
@@ -37,7 +38,7 @@ def row(text: str, phase: str, arm: str) -> list[str]:
     raise AssertionError(f"no row {phase} {arm}")
 
 
-@pytest.mark.parametrize("width", [80, 100, table.WIDE, 160])
+@pytest.mark.parametrize("width", [80, 100, WIDE, 160])
 def test_nothing_is_cut_or_runs_over(width: int) -> None:
     text = rendered(make_results(hardware=True), width)
     assert "…" not in text

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from hostzero.bench.names import TIMED
+
 TINY = ("--memory", "80M", "--size", "8M", "--repetitions", "1")
 
 # A shell without job control starts background jobs with SIGINT ignored, and children inherit that.
@@ -36,15 +38,15 @@ def test_a_run_writes_its_files_and_shows_its_tables(tmp_path: Path) -> None:
     done = bench(*TINY, "--json", tmp_path / "o.json", "--plot", tmp_path / "o.svg")
     assert done.returncode == 0, done.stderr
     document = json.loads((tmp_path / "o.json").read_text())
-    assert len(document["results"]) == 3 * 4 * 4
+    assert len(document["results"]) == len(TIMED) * 4 * 4
     assert all(len(one["task_clock_ms"]) == 1 for one in document["results"])
-    assert len(document["comparisons"]) == 3 * 4 * 3
+    assert len(document["comparisons"]) == len(TIMED) * 4 * 3
     assert (tmp_path / "o.svg").read_bytes().startswith(b"<?xml")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["o.json", "o.svg"]
-    for scenario in ("thp", "4k", "balloon"):
+    for scenario in TIMED:
         assert f"\n{scenario}: task-clock of one arm over another" in done.stdout
     progress = [line for line in done.stderr.splitlines() if not line.startswith("compiling")]
-    assert progress == [f"{scenario}: 16 steps" for scenario in ("thp", "4k", "balloon")]
+    assert progress == [f"{scenario}: 16 steps" for scenario in TIMED]
 
 
 @pytest.mark.compiled_only
@@ -78,8 +80,14 @@ def test_standard_output_is_nothing_but_json_if_asked(tmp_path: Path) -> None:
         ("--memory 16M --size 8M --scenario balloon", "--size 8M: with 16M beside it, too large a balloon"),
         ("--memory 80M --size 3M", "--size 3M: must be a multiple of 2M above zero"),
         ("--memory 100T", "--memory 100T: with 256M beside it, more than the"),
-        ("--scenario swap", "Invalid value for '--scenario': 'swap' is not one of 'thp', '4k', 'balloon'."),
-        ("--scenario hugetlb", "Invalid value for '--scenario': 'hugetlb' is not one of"),
+        (
+            "--scenario swap",
+            "Invalid value for '--scenario': 'swap' is not one of 'thp', '4k', 'balloon'",
+        ),
+        (
+            "--scenario fragmented --memory 80M --size 22M",
+            "--size 22M: --scenario fragmented asks for it several times over; at most 20M fits",
+        ),
         ("--repetitions many", "Invalid value for '--repetitions': 'many' is not a valid integer."),
     ],
 )

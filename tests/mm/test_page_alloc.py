@@ -109,7 +109,7 @@ def test_the_mark_is_cleared_when_a_block_leaves_the_buddy_lists(mm: MemoryManag
     mm.drain_all_pages()
     for pfn in free_lists(mm.mem)[0, 9, MIGRATE_UNMOVABLE]:
         mm.mem.mem_map[pfn].flags_f |= PG_zeroed
-    pfn, zeroed = rmqueue_buddy(mm.mem, 0, 9, MIGRATE_UNMOVABLE, ALLOC_WMARK_LOW)
+    pfn, zeroed = rmqueue_buddy(mm.mem, 0, 9, MIGRATE_UNMOVABLE, ALLOC_WMARK_LOW, GFP_KERNEL)
     assert zeroed
     assert not is_marked_zero(mm.mem, pfn)
     assert mm.vm_stats().bad_pages == 0

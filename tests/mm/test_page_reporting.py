@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hostzero.errors import MmError
+from hostzero.errors import MmError, UsageError
 from hostzero.jit import COMPILER_ON
 from hostzero.mm import MemoryManager
 from hostzero.mm.buddy import PAGE_REPORTING_IDLE, PAGE_REPORTING_REQUESTED
@@ -68,6 +68,23 @@ def test_blocks_below_the_smallest_order_are_not_reported(mm: MemoryManager) -> 
     host = FakeHost(mm, capacity=1, order=3).register()
     mm.clock.advance(2)
     assert sorted(host.blocks()) == [(1024, 4), (1200, 3)]
+
+
+def test_a_smaller_order_written_later_reports_what_was_too_small(mm: MemoryManager) -> None:
+    with_blocks(mm, [(1024, 4), (1100, 2), (1200, 3)])
+    host = FakeHost(mm, capacity=1, order=4).register()
+    mm.clock.advance(2)
+    assert host.blocks() == [(1024, 4)]
+    mm.page_reporting.order = 3
+    mm.page_reporting.flush(10)
+    assert host.blocks() == [(1024, 4), (1200, 3)]
+    verify(mm)
+
+
+@pytest.mark.parametrize("order", [-1, 11])
+def test_an_order_that_no_block_has_is_refused(mm: MemoryManager, order: int) -> None:
+    with pytest.raises(UsageError, match=f"page_reporting_order {order}: must be from 0 to 10"):
+        mm.page_reporting.order = order
 
 
 # ------------------------------------------------------------------ the batch

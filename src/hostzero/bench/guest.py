@@ -16,7 +16,13 @@ from hostzero.bench.options import BALLOON_MARGIN, RESERVE_SHARE
 from hostzero.errors import OutOfMemory
 from hostzero.machine import Machine
 from hostzero.mm import MmConfig
-from hostzero.mm.mmap import MADV_NOHUGEPAGE, MADV_POPULATE_WRITE, MAP_UNINITIALIZED
+from hostzero.mm.mmap import (
+    MADV_NOHUGEPAGE,
+    MADV_POPULATE_WRITE,
+    MAP_HUGETLB,
+    MAP_NORESERVE,
+    MAP_UNINITIALIZED,
+)
 from hostzero.units import PMD_SIZE
 
 if TYPE_CHECKING:
@@ -50,6 +56,8 @@ class PreparedGuest:
         # The kernel's debug assertions cost what no production kernel pays: off, in every arm.
         self.machine = Machine(ram=ram, features=features(scenario, arm), mm=MmConfig(debug_vm=False))
         self._dirty(ram.size - ram.size // RESERVE_SHARE)
+        if scenario is Scenario.HUGETLB:
+            self.machine.mm.hugetlb.set_nr_overcommit(size // PMD_SIZE)
         self._process = self.machine.spawn()
         before = ram.resident()
         self.give_away()
@@ -81,6 +89,9 @@ class PreparedGuest:
     def map(self) -> int:
         """Map what a phase populates; return its address."""
         flags = MAP_UNINITIALIZED if self.arm is Arm.NO_ZEROING else 0
+        if self.scenario is Scenario.HUGETLB:
+            # Without a reservation: one allocates the pages at mmap, and in v8 without zeros.
+            flags |= MAP_HUGETLB | MAP_NORESERVE
         address = self._process.mmap(self._size, flags)
         if self.scenario is Scenario.SMALL_PAGES:
             self._process.madvise(address, self._size, MADV_NOHUGEPAGE)

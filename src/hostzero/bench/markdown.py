@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from hostzero.bench.cover_letter import FIGURES, SETTING
 from hostzero.bench.names import GENERAL_CAVEATS, PHASE_CAVEATS, SCENARIO_TITLES, Arm, Phase
 from hostzero.bench.stats import PairedRatio, summarize
+from hostzero.bench.table_counts import CELLS, COLUMNS, KEYS, NOTES, STEPS
 from hostzero.units import format_size
 
 if TYPE_CHECKING:
@@ -29,6 +30,14 @@ def to_markdown(results: Results, date: str) -> str:
 
 def _lines(results: Results, date: str) -> Iterator[str]:
     yield f"Measured {date}. {_machine(results.host)}"
+    if results.scenarios():
+        yield from _times(results)
+    for scenario in results.counted_scenarios():
+        yield ""
+        yield from _counts_table(results, scenario)
+
+
+def _times(results: Results) -> Iterator[str]:
     yield ""
     yield (
         "Task-clock in milliseconds, mean ± standard deviation; n and, in brackets, how many repetitions "
@@ -80,6 +89,33 @@ def _table(results: Results, scenario: Scenario) -> Iterator[str]:
     if letter:
         yield ""
         yield f"The last column is the cover letter's own: {SETTING}."
+
+
+def _counts_table(results: Results, scenario: Scenario) -> Iterator[str]:
+    config, columns, keys = results.config, COLUMNS[scenario], KEYS[scenario]
+    sizes = f"{_size(config, 'size')} of a {_size(config, 'memory')} guest"
+    yield f"**{scenario}**: {SCENARIO_TITLES[scenario]}; {sizes}"
+    yield ""
+    yield (
+        "| "
+        + " | ".join(
+            " ".join(column.split()) for column in (name.replace("fall-\n", "fall") for name in columns)
+        )
+        + " |"
+    )
+    yield "|" + "---|" * keys + "--:|" * (len(columns) - keys)
+    for counts in results.counted_in(scenario):
+        yield "| " + " | ".join(CELLS[scenario](counts)) + " |"
+    yield ""
+    for note in NOTES[scenario]:
+        yield f"- {note}"
+    steps = STEPS.get(scenario, ())
+    if steps:
+        yield ""
+        yield "The guest, every choice drawn from the seed of the repetition:"
+        yield ""
+    for number, step in enumerate(steps, start=1):
+        yield f"{number}. {step}"
 
 
 def _size(config: Mapping[str, object], name: str) -> str:

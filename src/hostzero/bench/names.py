@@ -18,6 +18,13 @@ class Scenario(enum.StrEnum):
     MEMCG_LIMIT = "memcg-limit"
 
 
+TIMED: Final = (Scenario.THP, Scenario.SMALL_PAGES, Scenario.BALLOON, Scenario.HUGETLB)
+"""Scenarios that measure time: every arm through every phase."""
+
+COUNTED: Final = (Scenario.FRAGMENTED, Scenario.MEMCG_LIMIT)
+"""Scenarios that count what the guest does; each has cases of its own."""
+
+
 class Arm(enum.StrEnum):
     """What the guest and the device do about zeroing."""
 
@@ -41,8 +48,8 @@ SCENARIO_TITLES: Final = {
     Scenario.SMALL_PAGES: "4 KiB pages from reported blocks",
     Scenario.BALLOON: "2 MiB pages from a deflated balloon",
     Scenario.HUGETLB: "surplus hugetlb pages from reported blocks",
-    Scenario.FRAGMENTED: "2 MiB pages, free memory fragmented",
-    Scenario.MEMCG_LIMIT: "2 MiB pages, a memory cgroup at its limit",
+    Scenario.FRAGMENTED: "who gets known-zero pages when free memory lies in pieces",
+    Scenario.MEMCG_LIMIT: "what is zeroed in vain when a memory cgroup is at its limit",
 }
 
 ARM_MEANINGS: Final = {
@@ -72,6 +79,10 @@ GENERAL_CAVEATS: Final = (
     (
         "balloon: a request names 256 pages, so the device drops half of a host huge page at a time; the "
         "host splits it and serves 4 KiB faults from then on, in every arm but never-reported."
+    ),
+    (
+        "hugetlb: the process maps with MAP_NORESERVE, so that the fault allocates its surplus page. With a "
+        "reservation, v8 allocates it at mmap without zeros, forgets what the host zeroed, and zeroes again."
     ),
     (
         "The guest is a model in this process: its page tables are real words in its memory, but it has no "

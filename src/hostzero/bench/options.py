@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from hostzero.bench.names import Scenario
+from hostzero.bench.names import COUNTED, TIMED, Scenario
 from hostzero.errors import UsageError
 from hostzero.units import PMD_SIZE, format_size, parse_size
 
-SCENARIOS: Final = (Scenario.THP, Scenario.SMALL_PAGES, Scenario.BALLOON)
-"""The scenarios that can be run; the others of `Scenario` have their names reserved."""
+SCENARIOS: Final = (*TIMED, *COUNTED)
+"""The scenarios that can be run."""
 
 BACKINGS: Final = ("anonymous", "memfd", "tmpfs-huge", "hugetlb")
 """As `hostzero.ram.BACKINGS`, which costs importing numpy; a test keeps the two equal."""
@@ -28,6 +28,9 @@ RESERVE_SHARE: Final = 16
 BALLOON_MARGIN: Final = 16 << 20
 """The balloon is this much larger than what is populated, since page tables come from it too."""
 
+COUNTED_SHARE: Final = 4
+"""The scenarios that count ask for --size up to three times at once, in a guest partly in use."""
+
 LEAST_TO_REPORT: Final = 72 << 20
 """Reporting begins once 64 MiB, a batch of 32 huge pages, are free above the watermark and the
 per-CPU lists; a smaller guest would be measured with nothing reported in any arm."""
@@ -40,7 +43,7 @@ _HOST_RESERVE: Final = 256 << 20
 class BenchOptions:
     """One run of ``hostzero bench``. `validate` must have passed before it is used."""
 
-    scenarios: tuple[Scenario, ...] = SCENARIOS
+    scenarios: tuple[Scenario, ...] = TIMED
     memory: int = 2 << 30
     """The guest's memory, in bytes."""
     size: int = 256 << 20
@@ -62,7 +65,7 @@ class BenchOptions:
             raise UsageError("--scenario: name at least one of " + ", ".join(SCENARIOS))
         for scenario in self.scenarios:
             if scenario not in SCENARIOS:
-                raise UsageError(f"--scenario {scenario}: not there yet; there are {', '.join(SCENARIOS)}")
+                raise UsageError(f"--scenario {scenario}: unknown; there are {', '.join(SCENARIOS)}")
         for option, value in (("--memory", self.memory), ("--size", self.size)):
             if value <= 0 or value % PMD_SIZE:
                 raise UsageError(f"{option} {format_size(value)}: must be a multiple of 2M above zero")
@@ -86,6 +89,12 @@ class BenchOptions:
                 raise UsageError(
                     f"--memory {format_size(self.memory)}: a guest under {format_size(LEAST_TO_REPORT)} "
                     f"reports no free pages; give it more, or run only --scenario {Scenario.BALLOON}"
+                )
+            if scenario in COUNTED and self.size * COUNTED_SHARE > self.memory:
+                raise UsageError(
+                    f"--size {format_size(self.size)}: --scenario {scenario} asks for it several times over; "
+                    f"at most {format_size(self.memory // COUNTED_SHARE // PMD_SIZE * PMD_SIZE)} fits "
+                    f"--memory {format_size(self.memory)}"
                 )
         elif self.size + BALLOON_MARGIN > self.memory - self.memory // RESERVE_SHARE:
             raise UsageError(

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from hostzero.bench.document import write_atomically
 from hostzero.bench.names import SCENARIO_TITLES, Arm, Phase, Scenario
+from hostzero.bench.plot_counts import DRAWERS
 from hostzero.bench.results import Results, Series
 from hostzero.bench.stats import summarize
 from hostzero.errors import UsageError
@@ -51,7 +52,7 @@ def write_plot(results: Results, path: Path) -> None:
         UsageError: there is nothing to draw.
         HostzeroError: the file cannot be written.
     """
-    if not results.scenarios():
+    if not results.scenarios() and not results.counts:
         raise UsageError(f"--plot {path}: there are no results to draw")
     import matplotlib as mpl
 
@@ -64,15 +65,29 @@ def write_plot(results: Results, path: Path) -> None:
 
 
 def draw(results: Results) -> Figure:
-    """Return the figure: one row per scenario, time on the left and bytes on the right."""
+    """Return the figure: one row per scenario, time on the left and bytes on the right.
+
+    Below them one row per scenario that counts; see `plot_counts`.
+    """
     # A Figure without pyplot has no window, no global state, and always renders with Agg.
     from matplotlib.figure import Figure
 
-    scenarios = results.scenarios()
-    figure = Figure(figsize=(13, 0.9 + 3.9 * len(scenarios)), layout="constrained")
-    panels = figure.subplots(len(scenarios), 2, squeeze=False)
-    for (time_axes, byte_axes), scenario in zip(panels, scenarios, strict=True):
+    scenarios, counted = results.scenarios(), results.counted_scenarios()
+    rows = len(scenarios) + len(counted)
+    figure = Figure(figsize=(13, 0.9 + 3.9 * rows), layout="constrained")
+    panels = figure.subplots(rows, 2, squeeze=False)
+    for (time_axes, byte_axes), scenario in zip(panels, scenarios, strict=False):
         _draw_scenario(time_axes, byte_axes, scenario, results.in_scenario(scenario))
+    for row, scenario in zip(panels[len(scenarios) :], counted, strict=True):
+        DRAWERS[scenario](row, results.counted_in(scenario))
+        for axes in row:
+            _tidy(axes)
+    if scenarios:
+        _explain_times(figure, results)
+    return figure
+
+
+def _explain_times(figure: Figure, results: Results) -> None:
     handles = _legend(results)
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False, fontsize=9)
     figure.supxlabel(
@@ -80,7 +95,12 @@ def draw(results: Results) -> Figure:
         "are still to come; the touch and fill phases contain them.",
         fontsize=9,
     )
-    return figure
+
+
+def _tidy(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_axisbelow(True)
+    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
 
 
 def _draw_scenario(time_axes: Axes, byte_axes: Axes, scenario: Scenario, series: Sequence[Series]) -> None:
@@ -101,9 +121,7 @@ def _draw_scenario(time_axes: Axes, byte_axes: Axes, scenario: Scenario, series:
     byte_axes.set_ylabel("MiB (median)")
     for axes in (time_axes, byte_axes):
         axes.set_xticks(range(len(phases)), [str(phase) for phase in phases])
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.set_axisbelow(True)
-        axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+        _tidy(axes)
         axes.margins(y=0.14)
         axes.set_ylim(bottom=0)
 

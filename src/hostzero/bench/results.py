@@ -21,7 +21,11 @@ The document, version 1::
      "comparisons": [                   of task_clock_ms, paired by repetition
        {"scenario": "thp", "phase": "populate", "arm": "optimized", "against": "baseline",
         "ratio": 0.03, "ci95": [0.02, 0.04], "n": 10,
-        "undisturbed": {"ratio": 0.03, "ci95": [0.02, 0.04], "n": 9}}]}
+        "undisturbed": {"ratio": 0.03, "ci95": [0.02, 0.04], "n": 9}}],
+     "counts": [                        of scenarios that count: one per scenario and case
+       {"scenario": "fragmented",
+        "case": {"workload": "populate", "placement": "linux", ...},
+        "values": {"order0_share": [...], ...}}]}   one entry per repetition; null: undefined
 
 A reader ignores keys that it does not know; a change that breaks one raises the version.
 """
@@ -112,6 +116,43 @@ class Series:
                 )
 
 
+@dataclass(slots=True)
+class Counts:
+    """All repetitions of one case of a scenario that counts; every list has one entry per repetition."""
+
+    scenario: Scenario
+    case: dict[str, str | float]
+    """What makes this case: a value by name of the dimension."""
+    values: dict[str, list[float | None]] = field(default_factory=dict)
+    """What was counted, by name; None where it is undefined (a share of nothing)."""
+
+    def __len__(self) -> int:
+        """Return the number of repetitions."""
+        return max(map(len, self.values.values()), default=0)
+
+    def add(self, values: Mapping[str, float | None]) -> None:
+        """Append one repetition."""
+        for name, value in values.items():
+            self.values.setdefault(name, []).append(value)
+
+    def defined(self, name: str) -> list[float]:
+        """Return the values of one name that are defined."""
+        return [value for value in self.values[name] if value is not None]
+
+    def check(self) -> None:
+        """Check that every list is as long as the others.
+
+        Raises:
+            UsageError: one is not; the text names it.
+        """
+        for name, values in self.values.items():
+            if len(values) != len(self):
+                raise UsageError(
+                    f"counts {self.scenario}/{self.case}: {name} has {len(values)} entries "
+                    f"for {len(self)} repetitions"
+                )
+
+
 class Comparison(NamedTuple):
     """One arm divided by another, by task-clock."""
 
@@ -130,6 +171,23 @@ class Results:
     host: Mapping[str, object]
     config: Mapping[str, object]
     series: list[Series] = field(default_factory=list)
+    counts: list[Counts] = field(default_factory=list)
+
+    def counts_for(self, scenario: Scenario, case: Mapping[str, str | float]) -> Counts:
+        """Return the counts of one case, making empty ones the first time."""
+        for counts in self.counts:
+            if counts.scenario == scenario and counts.case == case:
+                return counts
+        self.counts.append(Counts(scenario, dict(case)))
+        return self.counts[-1]
+
+    def counted_in(self, scenario: Scenario) -> list[Counts]:
+        """Return one scenario's counts, in the order of their cases."""
+        return [counts for counts in self.counts if counts.scenario == scenario]
+
+    def counted_scenarios(self) -> list[Scenario]:
+        """Return the scenarios that have counts, in the order they ran."""
+        return list(dict.fromkeys(counts.scenario for counts in self.counts))
 
     def series_for(self, scenario: Scenario, arm: Arm, phase: Phase) -> Series:
         """Return the series of one cell, making an empty one the first time."""
@@ -140,7 +198,7 @@ class Results:
         return self.series[-1]
 
     def scenarios(self) -> list[Scenario]:
-        """Return the scenarios that have results, in the order they ran."""
+        """Return the scenarios that have times, in the order they ran."""
         return list(dict.fromkeys(series.scenario for series in self.series))
 
     def in_scenario(self, scenario: Scenario) -> list[Series]:
@@ -171,6 +229,10 @@ class Results:
             "config": {**self.config, "disturbance_rule": RULE},
             "results": [_series_to_json(series) for series in self.series],
             "comparisons": [_comparison_to_json(comparison) for comparison in self.comparisons()],
+            "counts": [
+                {"scenario": str(one.scenario), "case": dict(one.case), "values": dict(one.values)}
+                for one in self.counts
+            ],
         }
 
     @classmethod
@@ -184,11 +246,20 @@ class Results:
             raise UsageError(f"not a benchmark document of version {VERSION}")
         try:
             series = [_series_from_json(entry) for entry in document["results"]]
-            results = cls(host=dict(document["host"]), config=dict(document["config"]), series=series)
+            # Documents from before there were scenarios that count have none.
+            counts = [
+                Counts(Scenario(one["scenario"]), dict(one["case"]), {**one["values"]})
+                for one in document.get("counts", [])
+            ]
+            results = cls(
+                host=dict(document["host"]), config=dict(document["config"]), series=series, counts=counts
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise UsageError(f"not a benchmark document: {error!r}") from error
         for one in series:
             one.check()
+        for counted in counts:
+            counted.check()
         return results
 
 

@@ -1,45 +1,34 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The run itself: arms interleaved, phases measured, contents checked.
-
-In each repetition every arm runs once, in an order drawn from the seed, so that a slow
-minute of the machine hits all of them. A repetition of an arm boots three guests:
-
-* one is populated and then touched: phases ``populate`` and ``populate+touch``;
-* one is populated and then filled: ``populate+fill``;
-* one churns: map, fill, unmap and give the memory away again, three times over. Giving it
-  away is inside the measured stretch here, and only here.
-
-Before the first repetition each scenario's arms run once unmeasured. There, and only
-there, the populated memory is read back: an arm that zeroes must read as zero, byte for
-byte. (Reading faults in what the host dropped, so a measured repetition cannot be checked.)
-"""
+"""One run: every scenario that was asked for, each by what runs its kind."""
 
 from __future__ import annotations
 
-import gc
-import random
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from hostzero import warmup
-from hostzero.bench.arms import ARMS
-from hostzero.bench.counters import Counters, Sample
-from hostzero.bench.guest import PreparedGuest
+from hostzero.bench.context import Context
+from hostzero.bench.counters import Counters
+from hostzero.bench.fragmented import FragmentedScenario
 from hostzero.bench.host import describe_host
-from hostzero.bench.names import Arm, Phase, Scenario
-from hostzero.bench.results import PageCounts, Results
-from hostzero.errors import VmBug
-from hostzero.ram import open_ram
+from hostzero.bench.memcg_limit import MemcgLimitScenario
+from hostzero.bench.names import TIMED, Scenario
+from hostzero.bench.results import Results
+from hostzero.bench.timed import TimedScenario
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from hostzero.bench.options import BenchOptions
     from hostzero.bench.progress import Progress
 
-CHURN_CYCLES: Final = 3
-
-_GUESTS: Final = ("populate+touch", "populate+fill", "churn")
+RUNNERS: Final[Mapping[Scenario, Callable[[Scenario, Context], None]]] = MappingProxyType(
+    dict.fromkeys(TIMED, lambda scenario, context: TimedScenario(scenario, context).run())
+    | {
+        Scenario.FRAGMENTED: lambda _, context: FragmentedScenario(context).run(),
+        Scenario.MEMCG_LIMIT: lambda _, context: MemcgLimitScenario(context).run(),
+    }
+)
+"""What runs each scenario: it measures, and puts what it found into `Context.results`."""
 
 
 def run_bench(options: BenchOptions, progress: Progress) -> Results:
@@ -53,118 +42,5 @@ def run_bench(options: BenchOptions, progress: Progress) -> Results:
     with Counters() as counters:
         results = Results(host=describe_host(hardware_counters=counters.hardware), config=options.to_config())
         for scenario in options.scenarios:
-            _Scenario(scenario, options, counters, results, progress).run()
+            RUNNERS[scenario](scenario, Context(options, counters, results, progress))
     return results
-
-
-class _Scenario:
-    """One scenario's repetitions."""
-
-    def __init__(
-        self,
-        scenario: Scenario,
-        options: BenchOptions,
-        counters: Counters,
-        results: Results,
-        progress: Progress,
-    ) -> None:
-        self._scenario = scenario
-        self._options = options
-        self._counters = counters
-        self._results = results
-        self._progress = progress
-        # A seed of its own, so that a scenario's order does not depend on which others run.
-        self._random = random.Random(f"{options.seed} {scenario}")
-
-    def run(self) -> None:
-        repetitions = self._options.repetitions
-        self._progress.scenario(str(self._scenario), len(ARMS) * (1 + repetitions * len(_GUESTS)))
-        for arm in ARMS:
-            self._check(arm)
-            self._progress.step(f"{arm}: contents checked")
-        for repetition in range(1, repetitions + 1):
-            order = list(ARMS)
-            self._random.shuffle(order)
-            for arm in order:
-                for guest, measure in zip(_GUESTS, (self._touch, self._fill, self._churn), strict=True):
-                    measure(arm)
-                    self._progress.step(f"{arm}, {guest}, {repetition} of {repetitions}")
-
-    @contextmanager
-    def _guest(self, arm: Arm) -> Iterator[PreparedGuest]:
-        # Host memory of its own for each guest: whether a discard gives page tables back, and so
-        # whether huge pages return, depends on the host's kernel (6.14, CONFIG_PT_RECLAIM).
-        # Guest, driver and device refer to each other, and their arrays keep the mapping. Collected
-        # here, where nobody holds the last guest any more, so that there are never two.
-        gc.collect()
-        with open_ram(self._options.memory, self._options.backing) as ram:
-            try:
-                with PreparedGuest(ram, self._scenario, arm, self._options.size) as guest:
-                    yield guest
-            finally:
-                ram.discard(0, ram.size)
-
-    def _check(self, arm: Arm) -> None:
-        # Also the first use of everything that is measured later: compiled code is loaded
-        # from the disk at its first call, which must not fall into a measured stretch.
-        with self._guest(arm) as guest:
-            address = guest.map()
-            guest.populate(address)
-            found = None if arm is Arm.NO_ZEROING else guest.first_nonzero(address)
-            if found is not None:
-                raise VmBug(f"{self._scenario}/{arm}: address {found:#x} does not read as zero")
-            guest.touch(address)
-            guest.fill(address)
-            guest.unmap(address)
-            guest.give_away()
-
-    def _touch(self, arm: Arm) -> None:
-        with self._guest(arm) as guest:
-            address = guest.map()
-            populate = self._measure(guest, lambda: guest.populate(address))
-            touch = self._measure(guest, lambda: guest.touch(address))
-        self._add(arm, Phase.POPULATE, populate)
-        self._add(arm, Phase.POPULATE_TOUCH, populate, touch)
-
-    def _fill(self, arm: Arm) -> None:
-        with self._guest(arm) as guest:
-            address = guest.map()
-            populate = self._measure(guest, lambda: guest.populate(address))
-            fill = self._measure(guest, lambda: guest.fill(address))
-        self._add(arm, Phase.POPULATE_FILL, populate, fill)
-
-    def _churn(self, arm: Arm) -> None:
-        def churn(guest: PreparedGuest) -> None:
-            for _ in range(CHURN_CYCLES):
-                address = guest.map()
-                guest.fill(address)
-                guest.unmap(address)
-                guest.give_away()
-
-        with self._guest(arm) as guest:
-            measured = self._measure(guest, lambda: churn(guest), residency=False)
-        self._add(arm, Phase.CHURN, measured)
-
-    def _measure(
-        self, guest: PreparedGuest, work: Callable[[], None], *, residency: bool = True
-    ) -> tuple[Sample, PageCounts]:
-        ram, mm = guest.machine.ram, guest.machine.mm
-        resident = ram.resident() if residency else 0
-        before = mm.vm_stats()
-        with self._counters.measure() as stretch:
-            work()
-        after = mm.vm_stats()
-        return stretch.sample, PageCounts(
-            guest_zeroed=after.zeroed_bytes - before.zeroed_bytes,
-            known_zero=after.known_zero_bytes - before.known_zero_bytes,
-            host_returned=guest.returned,
-            # Memory comes and goes within a churn: the growth would say nothing.
-            host_faulted=ram.resident() - resident if residency else None,
-        )
-
-    def _add(self, arm: Arm, phase: Phase, *parts: tuple[Sample, PageCounts]) -> None:
-        sample, pages = parts[0]
-        for more, more_pages in parts[1:]:
-            sample = sample + more
-            pages = pages.plus(more_pages)
-        self._results.series_for(self._scenario, arm, phase).add(sample, pages)

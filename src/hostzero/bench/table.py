@@ -10,9 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
-from rich import box
 from rich.console import Console
-from rich.padding import Padding
 from rich.table import Table
 
 from hostzero.bench.cover_letter import FIGURES, SETTING
@@ -26,12 +24,18 @@ from hostzero.bench.names import (
     Phase,
     Scenario,
 )
+from hostzero.bench.render import (
+    NONE,
+    NOT_AVAILABLE,
+    WIDE,
+    new_table,
+    percent,
+    print_note,
+    print_table,
+)
 from hostzero.bench.results import AllocatorResults, Comparison, Results, Series
 from hostzero.bench.stats import PairedRatio, summarize
-
-WIDE: Final = 118
-NOT_AVAILABLE: Final = "not available"
-_NONE: Final = "–"
+from hostzero.bench.table_counts import print_counts
 
 
 class Column(NamedTuple):
@@ -64,12 +68,14 @@ def print_results(results: Results, console: Console) -> None:
     """Print every scenario, the comparisons, the cover letter's figures and the caveats."""
     for scenario in results.scenarios():
         _print_scenario(results, scenario, console)
-    _print_notes(results, console)
+    print_counts(results, console)
+    if results.scenarios() or not results.counts:
+        _print_notes(results, console)
 
 
 def print_allocator(results: AllocatorResults, console: Console) -> None:
     """Print what the allocator alone costs."""
-    table = _table("operation", "mean ± sd", "median", "least", "n")
+    table = new_table("operation", "mean ± sd", "median", "least", "n")
     labels = {
         "order0_alloc_ns": "allocate order 0, ns",
         "order0_free_ns": "free order 0, ns",
@@ -81,7 +87,7 @@ def print_allocator(results: AllocatorResults, console: Console) -> None:
     }
     for name, values in results.columns().items():
         if not values:
-            table.add_row(labels[name], *[_NONE] * 3, "0")
+            table.add_row(labels[name], *[NONE] * 3, "0")
             continue
         summary = summarize(values)
         show = percent if name.startswith("control_share") else plain
@@ -93,8 +99,8 @@ def print_allocator(results: AllocatorResults, console: Console) -> None:
             show(summary.minimum),
             str(summary.n),
         )
-    _print_table(console, "The allocator alone, in compiled loops", table)
-    _note(
+    print_table(console, "The allocator alone, in compiled loops", table)
+    print_note(
         console,
         "Control share: the part of populating memory that is not zeroing (finding, splitting and marking "
         "pages). Calls from Python cost more: these loops are compiled.",
@@ -109,11 +115,6 @@ def milliseconds(value: float) -> str:
 def plain(value: float) -> str:
     """Return a number with one decimal below a hundred and none above."""
     return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
-
-
-def percent(value: float) -> str:
-    """Return a share as per cent."""
-    return f"{value * 100:.1f} %"
 
 
 def mean_and_stdev(values: Sequence[float]) -> str:
@@ -135,7 +136,7 @@ def count_and_stdev(values: Sequence[int] | None) -> str:
 def mebibytes(values: Sequence[int] | None) -> str:
     """Return the median of byte counts in MiB, or a dash where they were not measured."""
     if not values:
-        return _NONE
+        return NONE
     median = summarize(values).median / (1 << 20)
     return f"{median:.0f}" if median == round(median) else f"{median:.1f}"
 
@@ -143,7 +144,7 @@ def mebibytes(values: Sequence[int] | None) -> str:
 def ratio_text(ratio: PairedRatio) -> str:
     """Return "ratio [low, high]", as much of it as there is."""
     if ratio.ratio is None:
-        return _NONE
+        return NONE
     interval = "" if ratio.ci95 is None else f" [{_ratio(ratio.ci95[0])}, {_ratio(ratio.ci95[1])}]"
     return f"{_ratio(ratio.ratio)}{interval}"
 
@@ -153,39 +154,25 @@ def _print_scenario(results: Results, scenario: Scenario, console: Console) -> N
     wide = console.width >= WIDE
     title = f"{scenario}: {SCENARIO_TITLES[scenario]}"
     if wide:
-        _print_table(console, title, _series_table(series, _WIDE_COLUMNS))
+        print_table(console, title, _series_table(series, _WIDE_COLUMNS))
     else:
-        _print_table(console, f"{title}: time", _series_table(series, _TIME_COLUMNS))
-        _print_table(console, f"{title}: who zeroed", _series_table(series, _BYTE_COLUMNS))
+        print_table(console, f"{title}: time", _series_table(series, _TIME_COLUMNS))
+        print_table(console, f"{title}: who zeroed", _series_table(series, _BYTE_COLUMNS))
     if any(one.instructions or one.cache_misses for one in series):
-        _print_table(console, f"{scenario}: hardware counts", _series_table(series, _HARDWARE_COLUMNS))
+        print_table(console, f"{scenario}: hardware counts", _series_table(series, _HARDWARE_COLUMNS))
     comparisons = [one for one in results.comparisons() if one.scenario == scenario]
     if comparisons:
         title = f"{scenario}: task-clock of one arm over another, paired by repetition (letter: v8's own)"
-        _print_table(console, title, _comparison_table(comparisons, wide=wide))
+        print_table(console, title, _comparison_table(comparisons, wide=wide))
     if scenario in FIGURES:
         title = f"{scenario}: the cover letter's own figures (v8), not measured here"
-        _print_table(console, title, _cover_letter_table(scenario))
-        _note(console, SETTING)
+        print_table(console, title, _cover_letter_table(scenario))
+        print_note(console, SETTING)
         console.print()
 
 
-def _print_table(console: Console, title: str, table: Table) -> None:
-    # The title is a line of its own: rich would fold it to the table's width.
-    console.print(title, style="bold", highlight=False)
-    console.print(table)
-    console.print()
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True, vertical="bottom")
-    return table
-
-
 def _series_table(series: Iterable[Series], columns: Sequence[Column]) -> Table:
-    table = _table("phase", "arm", *(column.title for column in columns))
+    table = new_table("phase", "arm", *(column.title for column in columns))
     table.columns[1].justify = "left"
     before: Phase | None = None
     for one in series:
@@ -199,7 +186,7 @@ def _series_table(series: Iterable[Series], columns: Sequence[Column]) -> Table:
 
 def _comparison_table(comparisons: Iterable[Comparison], *, wide: bool) -> Table:
     extra = ["undisturbed pairs only", "n", "letter"] if wide else []
-    table = _table("phase", "arms", "ratio [95 % interval]", "change", "n", *extra)
+    table = new_table("phase", "arms", "ratio [95 % interval]", "change", "n", *extra)
     table.columns[1].justify = "left"
     before: Phase | None = None
     for one in comparisons:
@@ -222,7 +209,7 @@ def _ratio(value: float) -> str:
 
 
 def _change(ratio: PairedRatio) -> str:
-    return _NONE if ratio.ratio is None else f"{(ratio.ratio - 1) * 100:+.0f} %"
+    return NONE if ratio.ratio is None else f"{(ratio.ratio - 1) * 100:+.0f} %"
 
 
 def _letters_change(one: Comparison) -> str:
@@ -234,7 +221,7 @@ def _letters_change(one: Comparison) -> str:
 
 
 def _cover_letter_table(scenario: Scenario) -> Table:
-    table = _table("populate", "baseline", "optimized", "change")
+    table = new_table("populate", "baseline", "optimized", "change")
     for figure in FIGURES[scenario]:
         table.add_row(*figure)
     return table
@@ -245,24 +232,24 @@ def _print_notes(results: Results, console: Console) -> None:
     console.print("What the numbers leave out", style="bold")
     for phase in Phase:
         if any(one.phase == phase for one in series):
-            _note(console, f"{phase}: {PHASE_CAVEATS[phase]}")
+            print_note(console, f"{phase}: {PHASE_CAVEATS[phase]}")
     for caveat in GENERAL_CAVEATS:
-        _note(console, caveat)
+        print_note(console, caveat)
     console.print("Arms", style="bold")
     for arm in ARM_MEANINGS:
         if any(one.arm == arm for one in series):
-            _note(console, f"{arm}: {ARM_MEANINGS[arm]}")
+            print_note(console, f"{arm}: {ARM_MEANINGS[arm]}")
     console.print("Columns", style="bold")
-    _note(console, f"disturbed: {RULE}")
-    _note(
+    print_note(console, f"disturbed: {RULE}")
+    print_note(
         console,
         "host zeroed: growth of the guest's resident memory in the phase, all of it zeroed by the host",
     )
-    _note(console, "returned: given to the host by reporting or the balloon, before the phase")
+    print_note(console, "returned: given to the host by reporting or the balloon, before the phase")
     if not any(one.instructions or one.cache_misses for one in series):
-        _note(console, f"instructions, cache-misses: {_why_no_counts(results)}")
+        print_note(console, f"instructions, cache-misses: {_why_no_counts(results)}")
     if results.host.get("outer_reporting_order") is not None:
-        _note(
+        print_note(
             console,
             "This machine is itself a guest that reports free pages to its host: memory that lay discarded "
             "for a second or more is slow to come back, so discard and touch are kept close together.",
@@ -272,10 +259,6 @@ def _print_notes(results: Results, console: Console) -> None:
 def _why_no_counts(results: Results) -> str:
     reason = str(results.host.get("hardware_counters", NOT_AVAILABLE))
     return reason if reason.startswith(NOT_AVAILABLE) else NOT_AVAILABLE
-
-
-def _note(console: Console, text: str) -> None:
-    console.print(Padding(text, (0, 0, 0, 2)), highlight=False)
 
 
 def _count(value: float) -> str:

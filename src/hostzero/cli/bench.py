@@ -41,7 +41,10 @@ _NOT_WITH_ALLOCATOR = ("scenarios", "memory", "size", "seed", "backing", "plot",
     "scenarios",
     multiple=True,
     type=click.Choice([str(scenario) for scenario in SCENARIOS]),
-    help="Which scenario to run; may be given more than once.  [default: all]",
+    help=(
+        "Which scenario to run; may be given more than once.  "
+        f"[default: {', '.join(_FULL.scenarios)}; the others count instead of timing]"
+    ),
 )
 @click.option("--memory", metavar="SIZE", help=f"The guest's memory.  [default: {format_size(_FULL.memory)}]")
 @click.option(
@@ -79,11 +82,16 @@ def command(
     allocator: bool,
     **given: Any,
 ) -> None:
-    """Measure what known-zero pages save, and what it leaves out.
+    r"""Measure what known-zero pages save, and what it leaves out.
 
     Four arms run interleaved: memory never given to the host, given and zeroed twice (baseline),
     given and zeroed once (optimized), and never zeroed by the guest (control). Tables go to
     standard output, progress to standard error.
+
+    \b
+    fragmented   the share of allocations served from known-zero pages, over the degree of
+                 fragmentation; a seed each repetition
+    memcg-limit  the bytes zeroed in vain when a memory cgroup is at its limit
     """
     given = {name: value for name, value in given.items() if value not in {None, ()}}
     if allocator:
@@ -166,7 +174,7 @@ def _output(document: Mapping[str, Any], json_path: Path | None, show: Callable[
 def _console(*, to_stderr: bool) -> Console:
     from rich.console import Console
 
-    from hostzero.bench.table import WIDE
+    from hostzero.bench.render import WIDE
 
     console = Console(file=sys.stderr if to_stderr else sys.stdout)
     if not console.is_terminal and "COLUMNS" not in os.environ:

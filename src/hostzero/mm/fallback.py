@@ -230,14 +230,18 @@ def __rmqueue_fallback(mem: Memory, zone: int, order: int, migratetype: int, all
 
 
 @inline
-def __rmqueue(mem: Memory, zone: int, order: int, migratetype: int, alloc_flags: int) -> int:
-    """Take a block of the own type, or fall back (kernel: `__rmqueue`)."""
-    pfn = NO_PAGE
-    own = migratetype
+def own_migratetype(mem: Memory, zone: int, migratetype: int, alloc_flags: int) -> int:
+    """Return the type whose lists a request looks at first (kernel: head of `__rmqueue`)."""
     if (alloc_flags & ALLOC_CMA) != 0 and mem.zone[zone].nr_free_cma > mem.zone[zone].nr_free_pages // 2:
         # Balance: movable pages use CMA areas once these hold most of the free memory.
-        own = MIGRATE_CMA
-    pfn = take_smallest(mem, zone, order, own)
+        return MIGRATE_CMA
+    return migratetype
+
+
+@inline
+def __rmqueue(mem: Memory, zone: int, order: int, migratetype: int, alloc_flags: int) -> int:
+    """Take a block of the own type, or fall back (kernel: `__rmqueue`)."""
+    pfn = take_smallest(mem, zone, order, own_migratetype(mem, zone, migratetype, alloc_flags))
     if pfn == NO_PAGE:
         pfn = __rmqueue_fallback(mem, zone, order, migratetype, alloc_flags)
     return pfn

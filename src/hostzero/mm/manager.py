@@ -84,6 +84,9 @@ class MmConfig:
             (`/sys/kernel/mm/transparent_hugepage/hugepages-*kB/enabled`); Linux has 2 to 8.
         user_zeroing: who zeroes user pages: the allocator (the series), or the fault handler
             after it (Linux 7.2 without the series), to compare with.
+        placement: which free block a request gets: the one that its list begins with (Linux), or,
+            below the pageblock, one that is known zero if zeros are wanted and one that is not
+            if they are not (`placement`).
         dcache_aliasing: the data cache may hold a page twice, under two virtual addresses.
         icache_aliasing: the same of the instruction cache.
         gigantic_order: a second huge page size, above any free block (18 on x86-64), or 0 for none.
@@ -101,6 +104,7 @@ class MmConfig:
     thp: Literal["always", "madvise", "never"] = "always"
     anon_orders: tuple[int, ...] = ()
     user_zeroing: Literal["allocator", "caller"] = "allocator"
+    placement: Literal["linux", "zero-aware"] = "linux"
     dcache_aliasing: bool = False
     icache_aliasing: bool = False
     gigantic_order: int = 0
@@ -210,6 +214,7 @@ class MemoryManager:
         vm.thp_always = int(self.config.thp == "always")
         vm.thp_never = int(self.config.thp == "never")
         vm.anon_orders = sum(1 << order for order in set(self.config.anon_orders))
+        vm.placement = int(self.config.placement == "zero-aware")
         vm.zero_in_caller = int(self.config.user_zeroing == "caller")
         vm.cpu_dcache_aliasing = int(self.config.dcache_aliasing)
         vm.cpu_icache_aliasing = int(self.config.icache_aliasing)

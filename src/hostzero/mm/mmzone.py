@@ -101,6 +101,7 @@ PCP_DTYPE: Final = np.dtype(
         ("high", np.int64),
         ("batch", np.int64),
         ("locked", np.int64),  # `pcp->lock` is held by whoever calls us
+        ("fitting_misses", np.int64),  # how often more not to look for fitting blocks (`placement`)
     ],
     align=True,
 )
@@ -121,6 +122,7 @@ VM_DTYPE: Final = np.dtype(
         ("thp_always", np.int64),
         ("thp_never", np.int64),
         ("anon_orders", np.int64),  # bit per order below PMD that anonymous folios may have (mTHP)
+        ("placement", np.int64),  # 1: a request takes blocks that are zero as it wants (`placement`)
         ("zero_in_caller", np.int64),  # user pages are zeroed at the fault, as before the series
         ("cpu_dcache_aliasing", np.int64),
         ("cpu_icache_aliasing", np.int64),

@@ -20,6 +20,7 @@ from hostzero.mm.fallback import (
     ALLOC_WMARK_LOW,
     ALLOC_WMARK_MIN,
     __rmqueue,
+    own_migratetype,
     reserve_highatomic_pageblock,
     unreserve_highatomic_pageblock,
 )
@@ -39,10 +40,11 @@ from hostzero.mm.mmzone import (
 )
 from hostzero.mm.page_flags import PageZeroed, __ClearPageZeroed
 from hostzero.mm.pcplist import (
-    __rmqueue_pcplist,
     drain_all_pages,
     pcp_allowed_order,
+    rmqueue_pcplist,
 )
+from hostzero.mm.placement import __rmqueue_fitting, wants_zeros
 from hostzero.mm.prep import check_new_pages, prep_new_page
 from hostzero.mm.watermark import __zone_watermark_ok, watermark
 
@@ -50,7 +52,9 @@ _DMA32_PAGES = (4 << 30) >> 12
 
 
 @compiled
-def rmqueue_buddy(mem: Memory, zone: int, order: int, migratetype: int, alloc_flags: int) -> tuple[int, bool]:
+def rmqueue_buddy(
+    mem: Memory, zone: int, order: int, migratetype: int, alloc_flags: int, gfp: int
+) -> tuple[int, bool]:
     """Take a block straight from the buddy lists; return it and its zero hint.
 
     Source: same name; patch 22: the hint is read and cleared before the page is checked.
@@ -60,6 +64,9 @@ def rmqueue_buddy(mem: Memory, zone: int, order: int, migratetype: int, alloc_fl
         pfn = NO_PAGE
         if (alloc_flags & ALLOC_HIGHATOMIC) != 0:
             pfn = __rmqueue_smallest(mem, zone, order, MIGRATE_HIGHATOMIC)
+        if pfn == NO_PAGE and mem.vm[0].placement != 0:
+            own = own_migratetype(mem, zone, migratetype, alloc_flags)
+            pfn = __rmqueue_fitting(mem, zone, order, own, wants_zeros(mem, gfp))
         if pfn == NO_PAGE:
             pfn = __rmqueue(mem, zone, order, migratetype, alloc_flags)
         if pfn == NO_PAGE and (alloc_flags & (ALLOC_OOM | ALLOC_NON_BLOCK)) != 0:
@@ -104,9 +111,9 @@ def get_page_from_freelist(
         pfn = NO_PAGE
         zeroed = False
         if pcp_allowed_order(order):
-            pfn, zeroed = __rmqueue_pcplist(mem, zone, order, migratetype, alloc_flags, cpu)
+            pfn, zeroed = rmqueue_pcplist(mem, zone, order, migratetype, alloc_flags, gfp, cpu)
         if pfn == NO_PAGE:
-            pfn, zeroed = rmqueue_buddy(mem, zone, order, migratetype, alloc_flags)
+            pfn, zeroed = rmqueue_buddy(mem, zone, order, migratetype, alloc_flags, gfp)
         if pfn != NO_PAGE:
             prep_new_page(mem, pfn, order, gfp, user_addr, zeroed)
             if (alloc_flags & ALLOC_HIGHATOMIC) != 0 and order > 0:
@@ -173,7 +180,7 @@ def __alloc_frozen_pages(mem: Memory, gfp: int, order: int, user_addr: int, node
             alloc_flags = ALLOC_WMARK_LOW
             if gfp_migratetype(gfp) == MIGRATE_MOVABLE:
                 alloc_flags |= ALLOC_CMA
-            pfn, zeroed = __rmqueue_pcplist(mem, zone, 0, gfp_migratetype(gfp), alloc_flags, cpu)
+            pfn, zeroed = rmqueue_pcplist(mem, zone, 0, gfp_migratetype(gfp), alloc_flags, gfp, cpu)
             if pfn != NO_PAGE:
                 prep_new_page(mem, pfn, 0, gfp, user_addr, zeroed)
                 return pfn

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hostzero.errors import HostzeroError, MmError, VmBug
+from hostzero.errors import HostzeroError, MmError, UsageError, VmBug
 from hostzero.jit import compiled
 from hostzero.mm.buddy import (
     PAGE_REPORTING_ACTIVE,
@@ -191,6 +191,19 @@ class PageReporting:
     def order(self) -> int:
         """The smallest order that is reported; meaningful while a device is registered."""
         return int(self._mem.vm[0].page_reporting_order)
+
+    @order.setter
+    def order(self, order: int) -> None:
+        """Report blocks from this order on (kernel: the module parameter `page_reporting_order`).
+
+        Like the kernel's, it may be written at any time; the next pass obeys it.
+
+        Raises:
+            UsageError: the order is not between 0 and MAX_PAGE_ORDER.
+        """
+        if not 0 <= order <= MAX_PAGE_ORDER:
+            raise UsageError(f"page_reporting_order {order}: must be from 0 to {MAX_PAGE_ORDER}")
+        self._mem.vm[0].page_reporting_order = order
 
     def register(self, prdev: PageReportingDevInfo) -> None:
         """Register the one device and request a first pass (kernel: `page_reporting_register`).

@@ -12,7 +12,7 @@ from __future__ import annotations
 from hostzero.jit import compiled, inline
 from hostzero.mm.buddy import FPI_NONE, FPI_TRYLOCK, __free_one_page
 from hostzero.mm.debug import lockdep_assert_zone_not_held
-from hostzero.mm.fallback import __rmqueue
+from hostzero.mm.fallback import __rmqueue, own_migratetype
 from hostzero.mm.list import list_add, list_add_tail, list_del, list_empty, list_first, list_last
 from hostzero.mm.mmzone import (
     HPAGE_PMD_ORDER,
@@ -28,6 +28,7 @@ from hostzero.mm.mmzone import (
     pcp_of,
 )
 from hostzero.mm.page_flags import PageZeroed, __ClearPageZeroed
+from hostzero.mm.placement import __rmqueue_fitting, fitting_end, wants_zeros
 from hostzero.mm.prep import check_new_pages
 
 
@@ -76,6 +77,80 @@ def rmqueue_bulk(
     return count
 
 
+@compiled
+def rmqueue_bulk_fitting(
+    mem: Memory, zone: int, order: int, count: int, head: int, migratetype: int, zeros: bool
+) -> int:
+    """Move up to `count` blocks that are zero as wanted to a per-CPU list; return how many.
+
+    They go to the tail, in the order that a later merge wants; but those that are not known to be
+    zero go to the head of a list that has others, so that each kind has an end.
+    """
+    to_tail = zeros or list_empty(mem, head)
+    for moved in range(count):
+        pfn = __rmqueue_fitting(mem, zone, order, migratetype, zeros)
+        if pfn == NO_PAGE:
+            return moved
+        if to_tail:
+            list_add_tail(mem, pfn, head)
+        else:
+            list_add(mem, pfn, head)
+    return count
+
+
+@compiled
+def pcp_fitting(
+    mem: Memory, zone: int, order: int, migratetype: int, alloc_flags: int, gfp: int, cpu: int
+) -> int:
+    """Return the parked block that fits the request best, fetching a batch first if none does.
+
+    NO_PAGE if the list is empty still. Nothing is fetched that would fill the lists to `high`;
+    a search that found nothing is not repeated for a batch's worth of requests.
+    """
+    head = pcp_list(mem, zone, cpu, order_to_pindex(migratetype, order))
+    zeros = wants_zeros(mem, gfp)
+    pfn = fitting_end(mem, head, zeros)
+    if pfn != NO_PAGE:
+        return pfn
+    pcp = mem.pcp[pcp_of(mem, zone, cpu)]
+    wanted = nr_pcp_alloc(pcp.batch, order)
+    if list_empty(mem, head) or (pcp.fitting_misses == 0 and pcp.count + (wanted << order) < pcp.high):
+        own = own_migratetype(mem, zone, migratetype, alloc_flags)
+        moved = rmqueue_bulk_fitting(mem, zone, order, wanted, head, own, zeros)
+        pcp.count += moved << order
+        pcp.fitting_misses = pcp.batch if moved == 0 else 0
+        pfn = fitting_end(mem, head, zeros)
+        if pfn != NO_PAGE:
+            return pfn
+    elif pcp.fitting_misses > 0:
+        pcp.fitting_misses -= 1
+    return NO_PAGE if list_empty(mem, head) else list_first(mem, head)
+
+
+@compiled
+def rmqueue_pcplist_fitting(
+    mem: Memory, zone: int, order: int, migratetype: int, alloc_flags: int, gfp: int, cpu: int
+) -> tuple[int, bool]:
+    """Take the parked block that fits the request best; return it and its zero hint (`placement`)."""
+    head = pcp_list(mem, zone, cpu, order_to_pindex(migratetype, order))
+    index = pcp_of(mem, zone, cpu)
+    while True:
+        pfn = pcp_fitting(mem, zone, order, migratetype, alloc_flags, gfp, cpu)
+        if pfn == NO_PAGE:
+            wanted = nr_pcp_alloc(mem.pcp[index].batch, order)
+            moved = rmqueue_bulk(mem, zone, order, wanted, head, migratetype, alloc_flags)
+            mem.pcp[index].count += moved << order
+            if moved == 0:
+                return NO_PAGE, False
+            pfn = list_first(mem, head)
+        list_del(mem, pfn)
+        mem.pcp[index].count -= 1 << order
+        zeroed = PageZeroed(mem, pfn)
+        __ClearPageZeroed(mem, pfn)
+        if not check_new_pages(mem, pfn, order):
+            return pfn, zeroed
+
+
 @inline
 def __rmqueue_pcplist(
     mem: Memory, zone: int, order: int, migratetype: int, alloc_flags: int, cpu: int
@@ -101,6 +176,16 @@ def __rmqueue_pcplist(
         __ClearPageZeroed(mem, pfn)
         if not check_new_pages(mem, pfn, order):
             return pfn, zeroed
+
+
+@inline
+def rmqueue_pcplist(
+    mem: Memory, zone: int, order: int, migratetype: int, alloc_flags: int, gfp: int, cpu: int
+) -> tuple[int, bool]:
+    """Take a block from a per-CPU list by the placement in force; return it and its zero hint."""
+    if mem.vm[0].placement != 0:
+        return rmqueue_pcplist_fitting(mem, zone, order, migratetype, alloc_flags, gfp, cpu)
+    return __rmqueue_pcplist(mem, zone, order, migratetype, alloc_flags, cpu)
 
 
 @compiled

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What all tables share: how they look, and the room that they have."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from rich import box
+from rich.padding import Padding
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+WIDE: Final = 118
+"""A terminal with this many columns gets one table where a narrower one gets two."""
+
+NOT_AVAILABLE: Final = "not available"
+NONE: Final = "–"
+
+
+def new_table(*columns: str, left: int = 1) -> Table:
+    """Return an empty table whose first `left` columns are words and whose others are numbers."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    for index, column in enumerate(columns):
+        words = index < left
+        table.add_column(column, justify="left" if words else "right", no_wrap=True, vertical="bottom")
+    return table
+
+
+def print_table(console: Console, title: str, table: Table) -> None:
+    """Print a title, a table and an empty line."""
+    # The title is a line of its own: rich would fold it to the table's width.
+    console.print(title, style="bold", highlight=False)
+    console.print(table)
+    console.print()
+
+
+def print_note(console: Console, text: str) -> None:
+    """Print an indented paragraph."""
+    console.print(Padding(text, (0, 0, 0, 2)), highlight=False)
+
+
+def percent(value: float) -> str:
+    """Return a share as per cent."""
+    return f"{value * 100:.1f} %"
