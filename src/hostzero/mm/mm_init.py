@@ -15,7 +15,9 @@ from hostzero.jit import compiled
 from hostzero.mm.buddy import FPI_TO_TAIL, split_large_buddy
 from hostzero.mm.list import LIST_POISON
 from hostzero.mm.mmzone import (
+    COMPACT_DTYPE,
     HSTATE_DTYPE,
+    MAX_NUMNODES,
     MAX_PAGE_ORDER,
     MEMCG_DTYPE,
     MIGRATE_CMA,
@@ -188,6 +190,7 @@ def build_memory(
         mms=_resident(NR_MMS, MM_DTYPE),
         memcg=_resident(NR_MEMCGS, MEMCG_DTYPE),
         hstate=_resident(NR_HSTATES, HSTATE_DTYPE),
+        cc=_resident(1, COMPACT_DTYPE),
         kernel_lines=np.full(nr_pages if aliasing else 0, 0, dtype=np.int64),
     )
     vm[0].nr_pages = nr_pages
@@ -195,6 +198,7 @@ def build_memory(
     vm[0].nr_cpus = nr_cpus
     vm[0].pcp_heads = nr_pages + len(zones) * NR_PAGE_ORDERS * MIGRATE_TYPES
     vm[0].hugetlb_heads = int(vm[0].pcp_heads) + nr_cpus * len(zones) * NR_PCP_LISTS
+    vm[0].compact_heads = int(vm[0].hugetlb_heads) + NR_HSTATES * MAX_NUMNODES
     vm[0].nr_nodes = len(mem.zonelists)
     vm[0].balloon_head = nr_pages + heads - 1
     mem.memcg[0].parent = -1

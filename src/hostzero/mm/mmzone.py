@@ -88,6 +88,12 @@ ZONE_DTYPE: Final = np.dtype(
         ("pcp_batch", np.int64),
         ("pcp_high", np.int64),
         ("nr_free", np.int64, (NR_PAGE_ORDERS,)),  # blocks by order, all migrate types
+        # where compaction goes on, and how long it stays away after it failed
+        ("compact_cached_migrate_pfn", np.int64),
+        ("compact_cached_free_pfn", np.int64),  # 0: start over
+        ("compact_considered", np.int64),
+        ("compact_defer_shift", np.int64),
+        ("compact_order_failed", np.int64),
     ],
     align=True,
 )
@@ -116,6 +122,7 @@ VM_DTYPE: Final = np.dtype(
         ("cpu_icache_aliasing", np.int64),
         ("hugetlb_heads", np.int64),  # first hugetlb pool list head behind mem_map
         ("nr_nodes", np.int64),
+        ("compact_heads", np.int64),  # first list head of compaction behind mem_map
         ("empty_zero_page", np.int64),
         ("ram_base", np.int64),  # host address of page 0's first byte
         # page reporting (static keys and the state machine's word)
@@ -139,6 +146,9 @@ VM_DTYPE: Final = np.dtype(
         ("fallback_claims", np.int64),
         ("fallback_steals", np.int64),
         ("nr_balloon_pages", np.int64),
+        ("nr_balloon_isolated", np.int64),  # off the balloon's list to be migrated
+        ("balloon_migratable", np.int64),  # a driver can tell the host of a balloon page's new place
+        ("capture_order", np.int64),  # what direct compaction waits for (`current->capture_control`); 0: none
         ("pgmigrate_success", np.int64),
         ("pgmigrate_fail", np.int64),
         ("compact_stall", np.int64),
@@ -210,6 +220,37 @@ HSTATE_DTYPE: Final = np.dtype(
 """`struct hstate`; its free lists by node are head records behind `mem_map`."""
 
 
+COMPACT_CLUSTER_MAX: Final = 32
+"""Pages that compaction isolates before it moves them."""
+
+COMPACT_DTYPE: Final = np.dtype(
+    [
+        ("active", np.int64),  # a zone is being compacted: there is one of this record
+        ("zone", np.int64),
+        ("order", np.int64),  # what is wanted; -1: as much as there is (compact_memory)
+        ("migratetype", np.int64),
+        ("mode", np.int64),
+        ("direct_compaction", np.int64),
+        ("movable_ops", np.int64),  # balloon pages may be isolated: the caller can call their driver
+        ("whole_zone", np.int64),
+        ("ignore_block_suitable", np.int64),
+        ("cpu", np.int64),
+        ("migrate_pfn", np.int64),
+        ("free_pfn", np.int64),
+        ("last_migrated_pfn", np.int64),
+        ("nr_migratepages", np.int64),
+        ("nr_freepages", np.int64),
+        ("nr_migrated", np.int64),
+        ("capture_page", np.int64),
+    ],
+    align=True,
+)
+"""`struct compact_control` and `struct capture_control`; their lists are heads behind `mem_map`."""
+
+NR_COMPACT_HEADS: Final = NR_PAGE_ORDERS + 2
+"""List heads of compaction: isolated free blocks by order, folios to move, balloon pages to move."""
+
+
 class Memory(NamedTuple):
     """The arrays that compiled code works on.
 
@@ -232,6 +273,7 @@ class Memory(NamedTuple):
     mms: Any  # address spaces by mm_id - 1
     memcg: Any  # memory cgroups; 0 is the root
     hstate: Any  # hugetlb pools by page size
+    cc: Any  # what compaction is doing
     kernel_lines: (
         Any  # by page: what the kernel's alias of an aliasing cache holds (`cachealias`); else empty
     )
@@ -263,6 +305,24 @@ def pcp_list(mem: Memory, zone: int, cpu: int, pindex: int) -> int:
 def hugepage_freelist(mem: Memory, h: int, node: int) -> int:
     """Return the list head of one node's free huge pages (kernel: `h->hugepage_freelists[nid]`)."""
     return mem.vm[0].hugetlb_heads + h * MAX_NUMNODES + node
+
+
+@inline
+def compact_freepages(mem: Memory, order: int) -> int:
+    """Return the list head of the free blocks that compaction holds (kernel: `cc->freepages[order]`)."""
+    return mem.vm[0].compact_heads + order
+
+
+@inline
+def compact_migratepages(mem: Memory) -> int:
+    """Return the list head of the folios that compaction is about to move (kernel: `cc->migratepages`)."""
+    return mem.vm[0].compact_heads + NR_PAGE_ORDERS
+
+
+@inline
+def compact_movable_ops(mem: Memory) -> int:
+    """Return the list head of the balloon pages that compaction is about to move."""
+    return mem.vm[0].compact_heads + NR_PAGE_ORDERS + 1
 
 
 @inline
@@ -328,9 +388,12 @@ def migratetype_is_mergeable(migratetype: int) -> bool:
 
 
 def nr_list_heads(nr_zones: int, nr_cpus: int) -> int:
-    """Return how many list heads stand behind the last page: free areas, per-CPU, hugetlb, balloon."""
+    """Return how many list heads stand behind the last page.
+
+    Free areas, per-CPU lists, hugetlb pools, compaction, and the balloon as the last.
+    """
     free_areas = nr_zones * NR_PAGE_ORDERS * MIGRATE_TYPES
-    return free_areas + nr_cpus * nr_zones * NR_PCP_LISTS + NR_HSTATES * MAX_NUMNODES + 1
+    return free_areas + nr_cpus * nr_zones * NR_PCP_LISTS + NR_HSTATES * MAX_NUMNODES + NR_COMPACT_HEADS + 1
 
 
 def default_zones(nr_pages: int) -> tuple[ZoneSpec, ...]:
