@@ -19,6 +19,7 @@ from hostzero.errors import OutOfMemory, UsageError, VmBug
 from hostzero.mm import page_alloc, page_free
 from hostzero.mm.balloon import BalloonPages
 from hostzero.mm.cma import CmaArea
+from hostzero.mm.compaction import Compaction
 from hostzero.mm.debug import describe_bug
 from hostzero.mm.gfp import (
     GFP_KERNEL,
@@ -154,6 +155,7 @@ class MemoryManager:
         ram_bytes: guest RAM as bytes, for copies between a program and its pages.
         balloon: the pages that are inside the balloon.
         cma: the CMA area, empty unless the configuration has one.
+        compaction: compaction on request.
         page_reporting: the reporting state machine.
     """
 
@@ -193,6 +195,7 @@ class MemoryManager:
             self._prepare_boot_memory()
         self.balloon = BalloonPages(self.mem)
         self.cma = CmaArea(self.nr_pages, self.config.cma_pages)
+        self.compaction = Compaction(self)
         self.page_reporting = PageReporting(self.mem, self.clock)
         self._oom_notifiers: list[Callable[[], int]] = []
         self._oom_kills = 0
@@ -261,6 +264,11 @@ class MemoryManager:
     def drain_all_pages(self) -> None:
         """Give every page parked on a per-CPU list back to the buddy lists."""
         drain_all_pages(self.mem)
+
+    @_explains_bugs
+    def compact_memory(self) -> int:
+        """Compact all memory; return how many pages moved (kernel: `/proc/sys/vm/compact_memory`)."""
+        return self.compaction.compact_memory()
 
     def spawn(self, *, cpu: int = 0, node: int = 0) -> Process:
         """Return a new process.

@@ -233,7 +233,6 @@ COMPACT_DTYPE: Final = np.dtype(
         ("direct_compaction", np.int64),
         ("movable_ops", np.int64),  # balloon pages may be isolated: the caller can call their driver
         ("whole_zone", np.int64),
-        ("ignore_block_suitable", np.int64),
         ("cpu", np.int64),
         ("migrate_pfn", np.int64),
         ("free_pfn", np.int64),
