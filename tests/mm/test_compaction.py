@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 
 from hostzero.errors import OutOfMemory
-from hostzero.mm import MemoryManager, Process, ZoneSpec
+from hostzero.mm import MemoryManager, Process, ZoneSpec, page_alloc
 from hostzero.mm.buddy import FPI_NONE, __free_one_page
 from hostzero.mm.compaction import (
     COMPACT_COMPLETE,
@@ -264,7 +264,7 @@ def test_another_zone_s_block_is_not_captured(boot: Boot) -> None:
 
 @pytest.mark.parametrize("halves", [(True, True), (True, False), (False, True), (False, False)])
 def test_a_captured_page_s_hint_is_true_and_serves_the_request(
-    block: tuple[MemoryManager, int], halves: tuple[bool, bool]
+    block: tuple[MemoryManager, int], halves: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Merged like every other block: known to be zero if both halves were. It is read once, and gone."""
     mm, pfn = block
@@ -277,9 +277,25 @@ def test_a_captured_page_s_hint_is_true_and_serves_the_request(
     free_as(mm, pfn, 2, zeroed=halves[0])
     assert is_marked_zero(mm.mem, pfn) == all(halves)
     assert not is_marked_zero(mm.mem, pfn + 4)
-    mm.mem.vm[0].capture_order = 0
     compact_zone_end(mm.mem)
-    assert mm.mem.cc[0].capture_page == pfn
+    mm.mem.vm[0].capture_order = 0
+    before = mm.vm_stats()
+    # The way on from here, with what compaction would have returned.
+    monkeypatch.setattr(page_alloc, "try_to_compact_pages", lambda *args: COMPACT_SUCCESS)
+    direct_compact = getattr(_direct_compact, "py_func", _direct_compact)
+    gfp = GFP_KERNEL | GFP_ZERO | GFP_COMP
+    got, _ = direct_compact(mm.mem, gfp, 3, 0, -1, 0, COMPACT_PRIO_SYNC_LIGHT, 0)
+    after = mm.vm_stats()
+    assert got == pfn
+    assert reads_zero(mm, pfn, 3)
+    assert not is_marked_zero(mm.mem, pfn)
+    known = 8 * PAGE_SIZE if all(halves) else 0
+    assert after.known_zero_bytes - before.known_zero_bytes == known
+    assert after.zeroed_bytes - before.zeroed_bytes == 8 * PAGE_SIZE - known
+    assert compaction_is_idle(mm.mem)
+    mm.mem.mem_map[pfn]._refcount = 1
+    mm.free_pages(Pfn(pfn), 3)
+    check(mm)
 
 
 def test_direct_compaction_hands_out_what_it_captured(scattered: Guest) -> None:
