@@ -29,7 +29,7 @@ from hostzero.mm.mmzone import (
 from hostzero.mm.page_flags import PG_head, PG_private
 from hostzero.units import PAGE_SIZE, Pfn
 from tests.mm.conftest import Boot
-from tests.mm.guest import is_marked_zero, page_bytes, reads_zero, walk
+from tests.mm.guest import free_lists, is_marked_zero, page_bytes, reads_zero, walk
 from tests.mm.migration import check, scatter
 from tests.mm.processes import free_pages, occupy, pages, pfn_at
 
@@ -99,7 +99,7 @@ def test_free_blocks_are_isolated_from_the_end_of_the_zone(small: Small) -> None
 
 def zeroed_free_memory(mm: MemoryManager) -> None:
     """Make every free page known to be zero, as after a report of all memory."""
-    taken = occupy(mm, keep_watermarks=True)
+    taken = occupy(mm)
     for pfn in taken:
         page_bytes(mm, pfn)[:] = 0
     for pfn in taken:
@@ -111,6 +111,7 @@ def test_a_target_carries_no_zero_hint(small: Small) -> None:
     """Mutant 11: kept at isolation, the hint would be the new owner's PG_private."""
     mm, _, _ = small
     zeroed_free_memory(mm)
+    assert all(is_marked_zero(mm.mem, pfn) for blocks in free_lists(mm.mem).values() for pfn in blocks)
     begin(mm)
     isolate_migratepages(mm.mem)
     isolate_freepages(mm.mem)
