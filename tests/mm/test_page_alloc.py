@@ -42,10 +42,10 @@ from hostzero.mm.mmzone import (
     NO_PAGE,
     PAGEBLOCK_NR_PAGES,
 )
-from hostzero.mm.page_alloc import alloc_pages, rmqueue_buddy, zone_allowed
+from hostzero.mm.page_alloc import alloc_pages, rmqueue_buddy
 from hostzero.mm.page_flags import PG_dirty, PG_hwpoison, PG_zeroed
 from hostzero.mm.page_free import free_pages_bulk, put_page, put_page_testzero
-from hostzero.mm.watermark import __zone_watermark_ok, watermark
+from hostzero.mm.watermark import __zone_watermark_ok, watermark, zone_allowed
 from hostzero.units import PAGE_SIZE, Pfn
 from tests.mm.conftest import Boot
 from tests.mm.guest import (
