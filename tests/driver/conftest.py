@@ -32,6 +32,7 @@ class Guest:
         assert self.mm.managed == self.mm.nr_pages
         assert self.mm.page_reporting.dev is None
         assert self.mm.oom_notifiers == []
+        assert self.mm.balloon.migratepage is None
 
 
 MakeGuest = Callable[..., Guest]

@@ -81,6 +81,7 @@ class FakeBalloon:
         self._mm = mm
         self.pages: list[int] = []
         self.zeroed: set[int] = set()
+        self.migratepage: Callable[[Pfn, Pfn], bool] | None = None
 
     @property
     def count(self) -> int:
@@ -97,6 +98,15 @@ class FakeBalloon:
     def set_zeroed(self, pfns: Pfns, mask: Mask) -> None:
         assert mask.shape == pfns.shape
         self.zeroed.update(pfns[mask].tolist())
+
+    def register_migratepage(self, callback: Callable[[Pfn, Pfn], bool]) -> Callable[[], None]:
+        assert self.migratepage is None, "there is one driver at a time"
+        self.migratepage = callback
+
+        def unregister() -> None:
+            self.migratepage = None
+
+        return unregister
 
     def release(self, pfns: Pfns) -> None:
         for pfn in pfns.tolist():

@@ -262,6 +262,15 @@ def test_migration_inflates_the_new_page_then_deflates_the_old(make_guest: MakeG
     assert not guest.mm.page(new).any()
 
 
+def test_a_bound_driver_moves_balloon_pages_and_a_removed_one_does_not(make_guest: MakeGuest) -> None:
+    guest = make_guest(probe=False)
+    assert guest.mm.balloon.migratepage is None
+    guest.driver.probe()
+    assert guest.mm.balloon.migratepage == guest.driver.virtballoon_migratepage
+    guest.driver.remove()
+    assert guest.mm.balloon.migratepage is None
+
+
 def test_migration_steps_back_while_the_balloon_is_busy(make_guest: MakeGuest) -> None:
     """-EAGAIN, as with the kernel's trylock: compaction may run inside fill_balloon."""
     guest = make_guest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from hostzero.errors import MmError
 from hostzero.mm import MemoryManager
 from hostzero.mm.gfp import GFP_HIGHUSER_MOVABLE, GFP_KERNEL, GFP_ZERO
 from hostzero.mm.page_flags import PG_private, PGTY_none, PGTY_offline
@@ -182,3 +183,20 @@ def test_poisoning_wins_over_the_hint(boot_poisoned: MemoryManager, zeroed: bool
 @pytest.fixture
 def boot_poisoned(boot: Boot) -> MemoryManager:
     return boot(4, page_poisoning=True)
+
+
+def test_a_page_that_is_being_migrated_is_off_the_list_with_its_mark(
+    mm: MemoryManager, taken: list[int]
+) -> None:
+    inflate(mm, taken, [True] * 8)
+    assert not mm.balloon.isolate(taken[0]), "nobody could tell the host"
+    mm.balloon.register_migratepage(lambda new, old: False)
+    with pytest.raises(MmError, match="a driver already"):
+        mm.balloon.register_migratepage(lambda new, old: True)
+    assert mm.balloon.isolate(taken[0])
+    assert not mm.balloon.isolate(taken[0])
+    assert taken[0] not in mm.balloon.dequeue(8)
+    mm.balloon.putback(taken[0])
+    assert is_marked_zero(mm.mem, taken[0])
+    assert mm.balloon.count == 1
+    verify(mm)

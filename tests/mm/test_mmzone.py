@@ -22,6 +22,9 @@ from hostzero.mm.mmzone import (
     NR_PCP_LISTS,
     PAGE_DTYPE,
     PAGEBLOCK_NR_PAGES,
+    compact_freepages,
+    compact_migratepages,
+    compact_movable_ops,
     default_zones,
     free_list,
     get_pageblock_migratetype,
@@ -60,6 +63,8 @@ def test_every_list_has_its_own_head_behind_the_last_page(boot: Boot) -> None:
     heads += [hugepage_freelist(mem, h, node) for h in range(NR_HSTATES) for node in range(MAX_NUMNODES)]
     heads.append(deferred_list(mem))
     heads += [trylock_free_pages(mem, zone) for zone in range(2)]
+    heads += [compact_freepages(mem, order) for order in range(NR_PAGE_ORDERS)]
+    heads += [compact_migratepages(mem), compact_movable_ops(mem)]
     heads.append(int(mem.vm[0].balloon_head))
     assert sorted(heads) == list(range(2048, 2048 + nr_list_heads(2, 3)))
     assert len(mem.mem_map) == 2048 + nr_list_heads(2, 3)

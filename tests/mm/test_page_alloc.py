@@ -32,9 +32,10 @@ from hostzero.mm.mmzone import (
     NO_PAGE,
     PAGEBLOCK_NR_PAGES,
 )
-from hostzero.mm.page_alloc import alloc_pages, rmqueue_buddy, zone_allowed
+from hostzero.mm.page_alloc import alloc_pages, rmqueue_buddy
 from hostzero.mm.page_flags import PG_dirty, PG_hwpoison, PG_zeroed
 from hostzero.mm.page_free import free_pages_bulk
+from hostzero.mm.watermark import zone_allowed
 from hostzero.units import Pfn
 from tests.mm.conftest import Boot
 from tests.mm.guest import (

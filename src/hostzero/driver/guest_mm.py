@@ -67,6 +67,10 @@ class BalloonPages(Protocol):
         """Free dequeued pages, those known to be zero as such (kernel: `put_page_zeroed`)."""
         ...
 
+    def register_migratepage(self, callback: Callable[[Pfn, Pfn], bool], /) -> Callable[[], None]:
+        """Have `callback(newpage, page)` tell the host of a page's new place; returns what unregisters it."""
+        ...
+
 
 class VmStats(Protocol):
     """Counters for the statistics queue; pages of 4 KiB, or events since boot."""

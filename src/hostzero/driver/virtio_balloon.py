@@ -91,7 +91,7 @@ class VirtioBalloon:
         self._config = ConfigSpace(transport)
         self._session: Session | None = None
         self._reporting: FreePageReporting | None = None
-        self._unregister_oom: Callable[[], None] | None = None
+        self._registered: list[Callable[[], None]] = []  # what takes each callback off again
         self._busy = 0
         self._size_work = mm.clock.delayed_work(self.virtballoon_changed)
         self._stats_work = mm.clock.delayed_work(self.stats_request)
@@ -149,7 +149,8 @@ class VirtioBalloon:
             self._session = self._init_vqs()
             self._transport.on_config_change(self.virtballoon_changed)
             if wants_oom_notifier(self.features):
-                self._unregister_oom = self._mm.register_oom_notifier(self._oom_notify)
+                self._registered.append(self._mm.register_oom_notifier(self._oom_notify))
+            self._registered.append(self._mm.balloon.register_migratepage(self.virtballoon_migratepage))
             if QueueRole.REPORTING in self._session.queues:
                 reporting = FreePageReporting(
                     self._mm, self._session.queues[QueueRole.REPORTING], self.features, self._device_in_use
@@ -366,9 +367,9 @@ class VirtioBalloon:
         if self._reporting is not None:
             self._mm.page_reporting.unregister(self._reporting.pr_dev_info)
             self._reporting = None
-        if self._unregister_oom is not None:
-            self._unregister_oom()
-            self._unregister_oom = None
+        for unregister in self._registered:
+            unregister()
+        self._registered.clear()
 
     def _forget(self) -> None:
         self.state = State.UNBOUND

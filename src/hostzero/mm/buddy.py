@@ -17,6 +17,7 @@ from hostzero.mm.mmzone import (
     MIGRATE_CMA,
     MIGRATE_HIGHATOMIC,
     MIGRATE_ISOLATE,
+    MIGRATE_MOVABLE,
     NO_PAGE,
     NR_PAGE_ORDERS,
     PAGEBLOCK_ORDER,
@@ -156,6 +157,25 @@ def buddy_merge_likely(mem: Memory, pfn: int, order: int) -> bool:
     return find_buddy_page_pfn(mem, higher, order + 1) != NO_PAGE
 
 
+@compiled
+def compaction_capture(mem: Memory, pfn: int, zone: int, order: int, migratetype: int) -> bool:
+    """Give a block on its way to a free list to the direct compaction that waits for one.
+
+    Source: `compaction_capture`, `task_capc`. CMA and isolated pages are not for everybody, and
+    a small kernel allocation must not take a movable pageblock's page. The block keeps
+    `PG_zeroed` if it has it: `__alloc_pages_direct_compact` reads and clears it.
+    """
+    cc = mem.cc[0]
+    if order != mem.vm[0].capture_order or zone != cc.zone or cc.capture_page != NO_PAGE:
+        return False
+    if migratetype == MIGRATE_CMA or migratetype == MIGRATE_ISOLATE:
+        return False
+    if order < PAGEBLOCK_ORDER and migratetype == MIGRATE_MOVABLE and cc.migratetype != MIGRATE_MOVABLE:
+        return False
+    cc.capture_page = pfn
+    return True
+
+
 @inline
 def __free_one_page(mem: Memory, pfn: int, zone: int, order: int, migratetype: int, fpi_flags: int) -> None:
     """Put a block on a free list, merged with its buddies as far as they are free.
@@ -171,7 +191,12 @@ def __free_one_page(mem: Memory, pfn: int, zone: int, order: int, migratetype: i
     if VM_BUG_ON_PAGE(mem, PageBuddy(mem, pfn), pfn):
         raise VmBug("__free_one_page: the page is free already")
     account_freepages(mem, zone, 1 << order, migratetype)
+    capturing = mem.vm[0].capture_order != 0
     while order < MAX_PAGE_ORDER:
+        if capturing and compaction_capture(mem, pfn, zone, order, migratetype):
+            # It never reaches a list.
+            account_freepages(mem, zone, -(1 << order), migratetype)
+            return
         buddy = find_buddy_page_pfn(mem, pfn, order)
         if buddy == NO_PAGE:
             break

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Writing and checking whole pages: zeroing, poisoning, comparing.
+"""Writing and checking whole pages: zeroing, copying, poisoning, comparing.
 
 Kernel: `clear_pages`, `folio_zero_user` (`mm/memory.c`), `mm/page_poison.c`. The words
 written are guest RAM itself. The zeroing order of `folio_zero_user` is data
@@ -21,12 +21,16 @@ if COMPILER_ON:
     # The C library's memset, found by name when compiled code is loaded: unlike a ctypes
     # pointer it can be cached.
     memset = types.ExternalFunction("memset", types.voidptr(types.uintp, types.int32, types.uintp))
+    memcpy = types.ExternalFunction("memcpy", types.voidptr(types.uintp, types.uintp, types.uintp))
 else:
     import ctypes
 
     def memset(address: int, byte: int, count: int) -> None:
         # ctypes takes no numpy integers.
         ctypes.memset(int(address), int(byte), int(count))
+
+    def memcpy(to: int, source: int, count: int) -> None:
+        ctypes.memmove(int(to), int(source), int(count))
 
 
 PAGE_POISON = 0xAA
@@ -52,6 +56,13 @@ def clear_kernel_pages(mem: Memory, pfn: int, count: int) -> None:
         fill_kernel_lines(mem, pfn, count, 0)
     else:
         clear_pages(mem, pfn, count)
+
+
+@inline
+def copy_pages(mem: Memory, to: int, source: int, count: int) -> None:
+    """Copy `count` pages from `source` on to `to` and on (kernel: `folio_mc_copy`); no overlap."""
+    base = mem.vm[0].ram_base
+    memcpy(base + (to << PAGE_SHIFT), base + (source << PAGE_SHIFT), count << PAGE_SHIFT)
 
 
 @inline

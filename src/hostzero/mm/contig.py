@@ -21,7 +21,6 @@ from hostzero.jit import compiled
 from hostzero.mm.buddy import FPI_NONE, __free_one_page, buddy_order
 from hostzero.mm.gfp import __GFP_COMP, USER_ADDR_NONE
 from hostzero.mm.mmzone import MIGRATE_ISOLATE, NO_PAGE, Memory, page_zone
-from hostzero.mm.page_alloc import zone_allowed
 from hostzero.mm.page_flags import PageHead, PageTail, __ClearPageZeroed, compound_order
 from hostzero.mm.page_free import __free_frozen_pages
 from hostzero.mm.page_isolation import (
@@ -35,6 +34,7 @@ from hostzero.mm.page_isolation import (
 )
 from hostzero.mm.pcplist import drain_all_pages
 from hostzero.mm.prep import check_new_pages, post_alloc_hook, prep_new_page
+from hostzero.mm.watermark import zone_allowed
 
 if TYPE_CHECKING:
     from hostzero.mm.manager import MemoryManager

@@ -21,6 +21,7 @@ from hostzero.mm import page_alloc, page_free
 from hostzero.mm.balloon import BalloonPages
 from hostzero.mm.cachealias import evict
 from hostzero.mm.cma import CmaArea
+from hostzero.mm.compaction import Compaction
 from hostzero.mm.debug import describe_bug
 from hostzero.mm.gfp import (
     GFP_KERNEL,
@@ -177,6 +178,7 @@ class MemoryManager:
         ram_bytes: guest RAM as bytes, for copies between a program and its pages.
         balloon: the pages that are inside the balloon.
         cma: the CMA area, empty unless the configuration has one.
+        compaction: compaction on request.
         page_reporting: the reporting state machine.
         hugetlb: the pools of huge pages.
         memcg: the memory cgroups.
@@ -222,6 +224,7 @@ class MemoryManager:
             self._prepare_boot_memory()
         self.balloon = BalloonPages(self.mem)
         self.cma = CmaArea(self.nr_pages, self.config.cma_pages)
+        self.compaction = Compaction(self)
         self.page_reporting = PageReporting(self.mem, self.clock)
         self.hugetlb = Hugetlb(self)
         self.memcg = MemoryCgroups(self.mem)
@@ -312,6 +315,11 @@ class MemoryManager:
     def drain_all_pages(self) -> None:
         """Give every page parked on a per-CPU list back to the buddy lists."""
         drain_all_pages(self.mem)
+
+    @_explains_bugs
+    def compact_memory(self) -> int:
+        """Compact all memory; return how many pages moved (kernel: `/proc/sys/vm/compact_memory`)."""
+        return self.compaction.compact_memory()
 
     def spawn(self, *, cpu: int = 0, node: int = 0) -> Process:
         """Return a new process.

@@ -15,6 +15,7 @@ from hostzero.jit import compiled
 from hostzero.mm.buddy import FPI_TO_TAIL, split_large_buddy
 from hostzero.mm.list import LIST_POISON
 from hostzero.mm.mmzone import (
+    COMPACT_DTYPE,
     HSTATE_DTYPE,
     MAX_NUMNODES,
     MAX_PAGE_ORDER,
@@ -211,6 +212,7 @@ def build_memory(
         hstate=_resident(NR_HSTATES, HSTATE_DTYPE),
         swap_map=np.full(swap_pages, 0, dtype=np.int64),
         swap_area=np.full(swap_pages * WORDS_PER_PAGE, 0, dtype=np.uint64),
+        cc=_resident(1, COMPACT_DTYPE),
         kernel_lines=np.full(nr_pages if aliasing else 0, 0, dtype=np.int64),
     )
     vm[0].nr_pages = nr_pages
@@ -220,6 +222,7 @@ def build_memory(
     vm[0].hugetlb_heads = int(vm[0].pcp_heads) + nr_cpus * len(zones) * NR_PCP_LISTS
     vm[0].nr_swap_pages = swap_pages
     vm[0].trylock_heads = int(vm[0].hugetlb_heads) + NR_HSTATES * MAX_NUMNODES + 1
+    vm[0].compact_heads = int(vm[0].trylock_heads) + len(zones)
     vm[0].nr_nodes = len(zonelists)
     vm[0].balloon_head = nr_pages + heads - 1
     mem.memcg[0].parent = -1

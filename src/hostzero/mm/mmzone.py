@@ -90,6 +90,12 @@ ZONE_DTYPE: Final = np.dtype(
         ("nr_free", np.int64, (NR_PAGE_ORDERS,)),  # blocks by order, all migrate types
         ("locked", np.int64),  # `zone->lock` is held by whoever calls us (`MemoryManager.zone_lock`)
         ("nr_trylock_free", np.int64),  # pages on `zone->trylock_free_pages`
+        # where compaction goes on, and how long it stays away after it failed
+        ("compact_cached_migrate_pfn", np.int64),
+        ("compact_cached_free_pfn", np.int64),  # 0: start over
+        ("compact_considered", np.int64),
+        ("compact_defer_shift", np.int64),
+        ("compact_order_failed", np.int64),
     ],
     align=True,
 )
@@ -129,6 +135,7 @@ VM_DTYPE: Final = np.dtype(
         ("hugetlb_heads", np.int64),  # first hugetlb pool list head behind mem_map
         ("trylock_heads", np.int64),  # first `zone->trylock_free_pages` head behind mem_map
         ("nr_nodes", np.int64),
+        ("compact_heads", np.int64),  # first list head of compaction behind mem_map
         ("empty_zero_page", np.int64),
         ("ram_base", np.int64),  # host address of page 0's first byte
         # page reporting (static keys and the state machine's word)
@@ -154,6 +161,9 @@ VM_DTYPE: Final = np.dtype(
         ("fallback_claims", np.int64),
         ("fallback_steals", np.int64),
         ("nr_balloon_pages", np.int64),
+        ("nr_balloon_isolated", np.int64),  # off the balloon's list to be migrated
+        ("balloon_migratable", np.int64),  # a driver can tell the host of a balloon page's new place
+        ("capture_order", np.int64),  # what direct compaction waits for (`current->capture_control`); 0: none
         ("pgmigrate_success", np.int64),
         ("pgmigrate_fail", np.int64),
         ("compact_stall", np.int64),
@@ -233,6 +243,36 @@ HSTATE_DTYPE: Final = np.dtype(
 """`struct hstate`; its free lists by node are head records behind `mem_map`."""
 
 
+COMPACT_CLUSTER_MAX: Final = 32
+"""Pages that compaction isolates before it moves them."""
+
+COMPACT_DTYPE: Final = np.dtype(
+    [
+        ("active", np.int64),  # a zone is being compacted: there is one of this record
+        ("zone", np.int64),
+        ("order", np.int64),  # what is wanted; -1: as much as there is (compact_memory)
+        ("migratetype", np.int64),
+        ("mode", np.int64),
+        ("direct_compaction", np.int64),
+        ("movable_ops", np.int64),  # balloon pages may be isolated: the caller can call their driver
+        ("whole_zone", np.int64),
+        ("cpu", np.int64),
+        ("migrate_pfn", np.int64),
+        ("free_pfn", np.int64),
+        ("last_migrated_pfn", np.int64),
+        ("nr_migratepages", np.int64),
+        ("nr_freepages", np.int64),
+        ("nr_migrated", np.int64),
+        ("capture_page", np.int64),
+    ],
+    align=True,
+)
+"""`struct compact_control` and `struct capture_control`; their lists are heads behind `mem_map`."""
+
+NR_COMPACT_HEADS: Final = NR_PAGE_ORDERS + 2
+"""List heads of compaction: isolated free blocks by order, folios to move, balloon pages to move."""
+
+
 class Memory(NamedTuple):
     """The arrays that compiled code works on.
 
@@ -258,6 +298,7 @@ class Memory(NamedTuple):
     hstate: Any  # hugetlb pools by page size
     swap_map: Any  # by slot of the swap area: 1 if it holds a page
     swap_area: Any  # the area as 64-bit words (512 a slot)
+    cc: Any  # what compaction is doing
     kernel_lines: (
         Any  # by page: what the kernel's alias of an aliasing cache holds (`cachealias`); else empty
     )
@@ -295,6 +336,24 @@ def hugepage_freelist(mem: Memory, h: int, node: int) -> int:
 def trylock_free_pages(mem: Memory, zone: int) -> int:
     """Return the list head of a zone's deferred frees (kernel: `zone->trylock_free_pages`)."""
     return mem.vm[0].trylock_heads + zone
+
+
+@inline
+def compact_freepages(mem: Memory, order: int) -> int:
+    """Return the list head of the free blocks that compaction holds (kernel: `cc->freepages[order]`)."""
+    return mem.vm[0].compact_heads + order
+
+
+@inline
+def compact_migratepages(mem: Memory) -> int:
+    """Return the list head of the folios that compaction is about to move (kernel: `cc->migratepages`)."""
+    return mem.vm[0].compact_heads + NR_PAGE_ORDERS
+
+
+@inline
+def compact_movable_ops(mem: Memory) -> int:
+    """Return the list head of the balloon pages that compaction is about to move."""
+    return mem.vm[0].compact_heads + NR_PAGE_ORDERS + 1
 
 
 @inline
@@ -362,11 +421,11 @@ def migratetype_is_mergeable(migratetype: int) -> bool:
 def nr_list_heads(nr_zones: int, nr_cpus: int) -> int:
     """Return how many list heads stand behind the last page.
 
-    In this order: free areas, per-CPU lists, hugetlb pools, deferred frees, the balloon.
+    In this order: free areas, per-CPU lists, hugetlb pools, deferred frees, compaction, the balloon.
     """
     free_areas = nr_zones * NR_PAGE_ORDERS * MIGRATE_TYPES
     hugetlb = NR_HSTATES * MAX_NUMNODES + 1  # pools by node, and what waits to be freed
-    return free_areas + nr_cpus * nr_zones * NR_PCP_LISTS + hugetlb + nr_zones + 1
+    return free_areas + nr_cpus * nr_zones * NR_PCP_LISTS + hugetlb + nr_zones + NR_COMPACT_HEADS + 1
 
 
 def default_zones(nr_pages: int) -> tuple[ZoneSpec, ...]:

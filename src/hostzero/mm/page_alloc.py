@@ -10,6 +10,15 @@ from __future__ import annotations
 
 from hostzero.jit import compiled, inline
 from hostzero.mm.buddy import __rmqueue_smallest
+from hostzero.mm.compaction import (
+    COMPACT_DEFERRED,
+    COMPACT_PRIO_ASYNC,
+    COMPACT_PRIO_SYNC_LIGHT,
+    COMPACT_SKIPPED,
+    compaction_defer_reset,
+    take_captured_page,
+    try_to_compact_pages,
+)
 from hostzero.mm.debug import lockdep_assert_zone_not_held
 from hostzero.mm.fallback import (
     ALLOC_CMA,
@@ -28,7 +37,9 @@ from hostzero.mm.gfp import (
     __GFP_DIRECT_RECLAIM,
     __GFP_DMA32,
     __GFP_HIGH,
+    __GFP_IO,
     __GFP_NOMEMALLOC,
+    __GFP_NORETRY,
     __GFP_THISNODE,
     gfp_migratetype,
 )
@@ -36,7 +47,9 @@ from hostzero.mm.mmzone import (
     MIGRATE_HIGHATOMIC,
     MIGRATE_MOVABLE,
     NO_PAGE,
+    PAGE_ALLOC_COSTLY_ORDER,
     Memory,
+    page_zone,
 )
 from hostzero.mm.page_flags import PageZeroed, __ClearPageZeroed
 from hostzero.mm.pcplist import (
@@ -46,9 +59,7 @@ from hostzero.mm.pcplist import (
 )
 from hostzero.mm.placement import __rmqueue_fitting, wants_zeros
 from hostzero.mm.prep import check_new_pages, prep_new_page
-from hostzero.mm.watermark import __zone_watermark_ok, watermark
-
-_DMA32_PAGES = (4 << 30) >> 12
+from hostzero.mm.watermark import __zone_watermark_ok, watermark, zone_allowed
 
 
 @compiled
@@ -77,14 +88,6 @@ def rmqueue_buddy(
         __ClearPageZeroed(mem, pfn)
         if not check_new_pages(mem, pfn, order):
             return pfn, zeroed
-
-
-@inline
-def zone_allowed(mem: Memory, zone: int, gfp: int, node: int) -> bool:
-    """Return whether `gfp` permits pages of this zone."""
-    if (gfp & __GFP_DMA32) != 0 and mem.zone[zone].end_pfn > _DMA32_PAGES:
-        return False
-    return (gfp & __GFP_THISNODE) == 0 or mem.zone[zone].node == node % mem.vm[0].nr_nodes
 
 
 @compiled
@@ -123,12 +126,43 @@ def get_page_from_freelist(
 
 
 @compiled
+def __alloc_pages_direct_compact(
+    mem: Memory, gfp: int, order: int, alloc_flags: int, user_addr: int, node: int, prio: int, cpu: int
+) -> tuple[int, int]:
+    """Compact and try again; return the page or NO_PAGE, and what compaction said.
+
+    Source: same name; patch 22 for the captured page. It goes from `__free_one_page` to its
+    owner without having been on a list, so what its free said of it holds: a zero mark is read
+    and cleared here as `rmqueue_buddy` does, and serves the allocation. The series only
+    demands that it must not survive as `PG_private`.
+    """
+    result = try_to_compact_pages(mem, gfp, order, alloc_flags, node, prio, cpu)
+    if result == COMPACT_SKIPPED:
+        return NO_PAGE, result
+    mem.vm[0].compact_stall += 1
+    pfn = take_captured_page(mem)
+    if pfn != NO_PAGE:
+        zeroed = PageZeroed(mem, pfn)
+        __ClearPageZeroed(mem, pfn)
+        prep_new_page(mem, pfn, order, gfp, user_addr, zeroed)
+    else:
+        pfn = get_page_from_freelist(mem, gfp, order, alloc_flags, user_addr, node, cpu)
+    if pfn == NO_PAGE:
+        mem.vm[0].compact_fail += 1
+    else:
+        compaction_defer_reset(mem, page_zone(mem, pfn), order, True)
+        mem.vm[0].compact_success += 1
+    return pfn, result
+
+
+@compiled
 def __alloc_pages_slowpath(mem: Memory, gfp: int, order: int, user_addr: int, node: int, cpu: int) -> int:
     """Try again nearer to the reserves, then with everything parked given back.
 
     Source: same name. There is no page cache here, so direct reclaim is what Linux does
-    last: drain the per-CPU lists and release highatomic pageblocks. OOM notifiers run in
-    `MemoryManager`, outside compiled code.
+    last: drain the per-CPU lists and release highatomic pageblocks. Compaction comes before
+    it for costly orders and kernel pages, and after it for every order above 0. OOM notifiers
+    run in `MemoryManager`, outside compiled code.
     """
     alloc_flags = ALLOC_WMARK_MIN
     if gfp_migratetype(gfp) == MIGRATE_MOVABLE:
@@ -144,11 +178,27 @@ def __alloc_pages_slowpath(mem: Memory, gfp: int, order: int, user_addr: int, no
     pfn = get_page_from_freelist(mem, gfp, order, alloc_flags, user_addr, node, cpu)
     if pfn != NO_PAGE:
         return pfn
+    can_compact = order > 0 and (gfp & __GFP_IO) != 0
+    costly = order > PAGE_ALLOC_COSTLY_ORDER
+    prio = COMPACT_PRIO_SYNC_LIGHT
+    if can_compact and (costly or gfp_migratetype(gfp) != MIGRATE_MOVABLE):
+        pfn, result = __alloc_pages_direct_compact(
+            mem, gfp, order, alloc_flags, user_addr, node, COMPACT_PRIO_ASYNC, cpu
+        )
+        if pfn != NO_PAGE:
+            return pfn
+        if costly and (gfp & __GFP_NORETRY) != 0:
+            if result == COMPACT_SKIPPED or result == COMPACT_DEFERRED:
+                return NO_PAGE
+            prio = COMPACT_PRIO_ASYNC
     mem.vm[0].allocstall += 1
     drain_all_pages(mem)
     for zone in range(mem.vm[0].nr_zones):
         unreserve_highatomic_pageblock(mem, zone, gfp_migratetype(gfp))
-    return get_page_from_freelist(mem, gfp, order, alloc_flags, user_addr, node, cpu)
+    pfn = get_page_from_freelist(mem, gfp, order, alloc_flags, user_addr, node, cpu)
+    if pfn == NO_PAGE and can_compact:
+        pfn, result = __alloc_pages_direct_compact(mem, gfp, order, alloc_flags, user_addr, node, prio, cpu)
+    return pfn
 
 
 @compiled

@@ -1,60 +1,70 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Page tables in guest RAM: four levels of 512 words, as on x86-64.
+"""Page tables in guest RAM: allocating and freeing them.
 
-Kernel: `arch/x86/include/asm/pgtable*.h`, `mm/memory.c` (`__pte_alloc` and its like). A
-table is an order-0 page from the allocator, asked for with `__GFP_ZERO`, so it takes
-the same way through `post_alloc_hook` as a user's page. An entry's place is named by
-its word number in guest RAM.
+Kernel: `mm/memory.c` (`__pte_alloc` and its like). A table is an order-0 page from the
+allocator, asked for with `__GFP_ZERO`, so it takes the same way through `post_alloc_hook`
+as a user's page. What an entry holds and how to walk is in `pgtable_walk`, whose names this
+module offers as well.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-import numpy as np
-
 from hostzero.jit import compiled, inline
 from hostzero.mm.cachealias import flush_dcache_folio
 from hostzero.mm.gfp import __GFP_ZERO, GFP_KERNEL_ACCOUNT, USER_ADDR_NONE
-from hostzero.mm.mmzone import NO_PAGE, WORDS_PER_PAGE, Memory
+from hostzero.mm.mmzone import NO_PAGE, Memory
 from hostzero.mm.page_alloc import alloc_pages
 from hostzero.mm.page_flags import PGTY_none, PGTY_table
 from hostzero.mm.page_free import put_page
+from hostzero.mm.pgtable_walk import (
+    NO_ENTRY,
+    PAGE_ACCESSED,
+    PAGE_DIRTY,
+    PAGE_PRESENT,
+    PAGE_PSE,
+    PAGE_RW,
+    PAGE_USER,
+    PGDIR_SHIFT,
+    PTRS_PER_TABLE,
+    PUD_SHIFT,
+    TASK_SIZE,
+    entry,
+    entry_pfn,
+    pmd_offset,
+    pte_word,
+    table_is_empty,
+    table_word,
+)
 from hostzero.units import PAGE_SHIFT, PMD_SHIFT
 
-PAGE_PRESENT: Final = 1 << 0
-PAGE_RW: Final = 1 << 1
-PAGE_USER: Final = 1 << 2
-PAGE_ACCESSED: Final = 1 << 5
-PAGE_DIRTY: Final = 1 << 6
-PAGE_PSE: Final = 1 << 7  # a PMD entry that maps a 2 MiB page
+__all__ = [
+    "NO_ENTRY",
+    "PAGE_ACCESSED",
+    "PAGE_DIRTY",
+    "PAGE_PRESENT",
+    "PAGE_PSE",
+    "PAGE_RW",
+    "PAGE_USER",
+    "PGDIR_SHIFT",
+    "PTRS_PER_TABLE",
+    "PUD_SHIFT",
+    "TASK_SIZE",
+    "entry",
+    "entry_pfn",
+    "pmd_offset",
+    "pte_word",
+    "table_is_empty",
+    "table_word",
+    "alloc_table",
+    "table_alloc",
+    "free_table",
+    "pmd_alloc",
+    "free_empty_tables",
+]
 
-PGDIR_SHIFT: Final = 39
-PUD_SHIFT: Final = 30
-PTRS_PER_TABLE: Final = 512
-TASK_SIZE: Final = 1 << 47
-
-NO_ENTRY: Final = -1
-_PFN_MASK: Final = ((1 << 52) - 1) & ~((1 << PAGE_SHIFT) - 1)
 _TABLE_FLAGS: Final = PAGE_PRESENT | PAGE_RW | PAGE_USER | PAGE_ACCESSED
-
-
-@inline
-def entry(mem: Memory, word: int) -> int:
-    """Return a table entry as a signed word (entries stay below 2^52)."""
-    return np.int64(mem.ram[word])  # type: ignore[return-value]
-
-
-@inline
-def entry_pfn(value: int) -> int:
-    """Return the page that an entry points to."""
-    return (value & _PFN_MASK) >> PAGE_SHIFT
-
-
-@inline
-def table_word(table: int, addr: int, shift: int) -> int:
-    """Return the word of a table's entry for an address."""
-    return table * WORDS_PER_PAGE + ((addr >> shift) & (PTRS_PER_TABLE - 1))
 
 
 @compiled
@@ -87,18 +97,6 @@ def free_table(mem: Memory, pfn: int, cpu: int) -> None:
     put_page(mem, pfn, cpu)
 
 
-@compiled
-def pmd_offset(mem: Memory, pgd: int, addr: int) -> int:
-    """Return the word of the PMD entry of an address, or NO_ENTRY without tables for it."""
-    value = entry(mem, table_word(pgd, addr, PGDIR_SHIFT))
-    if value == 0:
-        return NO_ENTRY
-    value = entry(mem, table_word(entry_pfn(value), addr, PUD_SHIFT))
-    if value == 0:
-        return NO_ENTRY
-    return table_word(entry_pfn(value), addr, PMD_SHIFT)
-
-
 @inline
 def pmd_alloc(mem: Memory, pgd: int, addr: int, node: int, cpu: int) -> int:
     """Return the word of the PMD entry of an address, allocating the tables above it.
@@ -112,22 +110,6 @@ def pmd_alloc(mem: Memory, pgd: int, addr: int, node: int, cpu: int) -> int:
             return NO_ENTRY
         table = entry_pfn(entry(mem, word))
     return table_word(table, addr, PMD_SHIFT)
-
-
-@inline
-def pte_word(mem: Memory, pmd: int, addr: int) -> int:
-    """Return the word of an address's PTE; the PMD entry must point to a table."""
-    return table_word(entry_pfn(entry(mem, pmd)), addr, PAGE_SHIFT)
-
-
-@compiled
-def table_is_empty(mem: Memory, table: int) -> bool:
-    """Return whether no entry of a table is in use."""
-    start = table * WORDS_PER_PAGE
-    for word in range(start, start + PTRS_PER_TABLE):
-        if mem.ram[word] != 0:
-            return False
-    return True
 
 
 @compiled

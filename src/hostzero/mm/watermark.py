@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Whether a zone may serve a request (kernel: `__zone_watermark_ok`, `mm/page_alloc.c`)."""
+"""Whether a zone may serve a request (kernel: `mm/page_alloc.c`, `__zone_watermark_ok`)."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from hostzero.mm.fallback import (
     ALLOC_WMARK_MASK,
     ALLOC_WMARK_MIN,
 )
+from hostzero.mm.gfp import __GFP_DMA32, __GFP_THISNODE
 from hostzero.mm.list import list_empty
 from hostzero.mm.mmzone import (
     MIGRATE_CMA,
@@ -24,6 +25,17 @@ from hostzero.mm.mmzone import (
     Memory,
     free_list,
 )
+from hostzero.units import PAGE_SHIFT
+
+_DMA32_PAGES = (4 << 30) >> PAGE_SHIFT
+
+
+@inline
+def zone_allowed(mem: Memory, zone: int, gfp: int, node: int) -> bool:
+    """Return whether `gfp` permits pages of this zone."""
+    if (gfp & __GFP_DMA32) != 0 and mem.zone[zone].end_pfn > _DMA32_PAGES:
+        return False
+    return (gfp & __GFP_THISNODE) == 0 or mem.zone[zone].node == node % mem.vm[0].nr_nodes
 
 
 @inline
