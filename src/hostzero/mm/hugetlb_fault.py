@@ -8,7 +8,6 @@ copies what it writes, an anonymous one has a file of its own in which nothing e
 
 A folio larger than 2 MiB is mapped by one PMD entry for each 2 MiB; on x86-64 Linux maps
 1 GiB by one PUD entry. A huge folio in a file has `mapping` 0: the way back is the file.
-Memory policies and cgroups apply as to other pages.
 """
 
 from __future__ import annotations
