@@ -22,7 +22,7 @@ from hostzero.mm.buddy import FPI_NONE, __free_one_page, buddy_order
 from hostzero.mm.gfp import __GFP_COMP, USER_ADDR_NONE
 from hostzero.mm.mmzone import MIGRATE_ISOLATE, NO_PAGE, Memory, page_zone
 from hostzero.mm.page_flags import PageHead, PageTail, __ClearPageZeroed, compound_order
-from hostzero.mm.page_free import __free_frozen_pages
+from hostzero.mm.page_free import __free_contig_range, __free_frozen_pages
 from hostzero.mm.page_isolation import (
     PB_ISOLATE_MODE_OTHER,
     __isolate_free_page,
@@ -144,8 +144,7 @@ def free_contig_pages(mem: Memory, pfn: int, order: int, compound: bool, cpu: in
     if compound:
         __free_frozen_pages(mem, pfn, order, FPI_NONE, cpu)
         return
-    for page in range(pfn, pfn + (1 << order)):
-        __free_frozen_pages(mem, page, 0, FPI_NONE, cpu)
+    __free_contig_range(mem, pfn, 1 << order, True, cpu)
 
 
 def alloc_contig_migrate_range(manager: MemoryManager, start: int, end: int) -> None:
