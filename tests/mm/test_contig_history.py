@@ -19,10 +19,11 @@ from hostzero.mm.kstrtox import UINT_MAX
 from hostzero.mm.mmzone import MIGRATE_ISOLATE, NO_PAGE, get_pageblock_migratetype
 from hostzero.mm.page_flags import PG_zeroed
 from hostzero.mm.verify import verify_memory
-from hostzero.units import Pfn
+from hostzero.units import PAGE_SIZE, Pfn
 from tests.mm.guest import booted, dirty_free_memory, free_lists, is_marked_zero, page_bytes, reads_zero
-from tests.mm.processes import FakeHost
+from tests.mm.processes import FakeHost, mapped, pfn_at
 
+USER_PAGES = 32
 Step = tuple[Any, ...]
 
 
@@ -44,6 +45,9 @@ class Guest:
         """Dirty everything and register a host that drops two of three blocks."""
         self.mm = mm
         self.runs: list[Run] = []
+        self.process = mm.spawn()
+        self.addr = self.process.mmap(USER_PAGES * PAGE_SIZE)
+        self.written = bytearray(USER_PAGES * PAGE_SIZE)
         self.value = 0
         dirty_free_memory(mm)
         self.host = FakeHost(mm, capacity=1, order=3, zeroes=lambda pfn, order: pfn // 8 % 3 != 1)
@@ -66,6 +70,8 @@ class Guest:
             mm.page_reporting.flush(UINT_MAX)
         elif what == "drain":
             mm.drain_all_pages()
+        elif what == "write":
+            self.write(*arguments)
         elif what == "free" and self.runs:
             self.free(self.runs.pop(arguments[0] % len(self.runs)), known_zero=arguments[1])
         elif what == "buddy":
@@ -99,6 +105,15 @@ class Guest:
         if pfn != NO_PAGE:
             self.own(kind, pfn, 1 << order, order, zero)
 
+    def write(self, page: int) -> None:
+        """Let a process write to a page of its own, which may be moved from then on."""
+        self.value = self.value % 255 + 1
+        try:
+            self.process.write(self.addr + page * PAGE_SIZE, bytes([self.value]) * 16)
+        except OutOfMemory:
+            return
+        self.written[page * PAGE_SIZE : page * PAGE_SIZE + 16] = bytes([self.value]) * 16
+
     def free(self, run: Run, *, known_zero: bool) -> None:
         """Free a run, as known to be zero if its owner has zeroed it and may say so."""
         mm = self.mm
@@ -124,6 +139,10 @@ class Guest:
             assert all(reads_zero(mm, pfn, order) for pfn in blocks if is_marked_zero(mm.mem, pfn))
         for run in self.runs:
             assert np.all(page_bytes(mm, run.pfn, run.count) == run.value)
+        for page in range(USER_PAGES):
+            if pfn_at(mm, self.process, self.addr + page * PAGE_SIZE) is not None:
+                place = slice(page * PAGE_SIZE, (page + 1) * PAGE_SIZE)
+                assert mapped(mm, self.process, self.addr + place.start, PAGE_SIZE) == self.written[place]
         types = [int(get_pageblock_migratetype(mm.mem, pfn)) for pfn in range(0, mm.nr_pages, 512)]
         assert MIGRATE_ISOLATE not in types
 
@@ -137,6 +156,7 @@ STEPS = st.one_of(
     st.tuples(st.just("free"), st.integers(0, 100), st.booleans()),
     st.just(("report",)),
     st.just(("drain",)),
+    st.tuples(st.just("write"), st.integers(0, 31)),
 )
 
 
@@ -148,6 +168,10 @@ STEPS = st.one_of(
         ("free", 0, False),
         ("contig", 7, 0, GFP_ZERO),
         ("report",),
+        ("write", 0),
+        ("write", 7),
+        ("contig", 9, 0, GFP_ZERO),
+        ("cma", 9, 0),
         ("range", 1600, 300, 0),
         ("contig", 9, GFP_COMP, GFP_ZERO),
         ("free", 0, False),
@@ -166,8 +190,10 @@ def test_zeroed_requests_read_zero_and_nobody_elses_bytes_change(steps: list[Ste
         for step in steps:
             guest.take(step)
             guest.check()
+        guest.process.munmap(guest.addr, USER_PAGES * PAGE_SIZE)
         while guest.runs:
             guest.free(guest.runs.pop(), known_zero=False)
         mm.drain_all_pages()
         guest.check()
+        guest.process.exit()
         assert mm.vm_stats().bad_pages == 0

@@ -19,8 +19,10 @@ import numpy as np
 from hostzero.errors import UsageError
 from hostzero.jit import compiled
 from hostzero.mm.buddy import FPI_NONE, __free_one_page, buddy_order
-from hostzero.mm.gfp import __GFP_COMP, USER_ADDR_NONE
+from hostzero.mm.gfp import __GFP_COMP, GFP_HIGHUSER_MOVABLE, GFP_TRANSHUGE, USER_ADDR_NONE
+from hostzero.mm.migrate import isolate_migratepages_range, migrate_pages
 from hostzero.mm.mmzone import MIGRATE_ISOLATE, NO_PAGE, Memory, page_zone
+from hostzero.mm.page_alloc import alloc_from_zonelists
 from hostzero.mm.page_flags import PageHead, PageTail, __ClearPageZeroed, compound_order
 from hostzero.mm.page_free import __free_contig_range, __free_frozen_pages
 from hostzero.mm.page_isolation import (
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
 
 MAX_FOLIO_ORDER: Final = 18
 """The largest folio: 1 GiB (kernel: PUD_ORDER, with gigantic pages)."""
+
+_MIGRATE_ATTEMPTS: Final = 5
 
 
 @compiled
@@ -150,8 +154,22 @@ def free_contig_pages(mem: Memory, pfn: int, order: int, compound: bool, cpu: in
 def alloc_contig_migrate_range(manager: MemoryManager, start: int, end: int) -> None:
     """Move away what is in use in an isolated range (kernel: `__alloc_contig_migrate_range`).
 
+    The targets come from the same node by preference; nothing is allocated from an isolated
+    range, so none is inside it. What cannot be moved is tried again a few times, as in Linux.
     Whether everything has gone is not said here: `test_pages_isolated` decides.
     """
+    mem = manager.mem
+    node = int(mem.zone[int(page_zone(mem, start))].node)
+    heads = np.empty(end - start, dtype=np.int64)
+
+    def alloc_migration_target(order: int) -> int:
+        gfp = GFP_TRANSHUGE if order else GFP_HIGHUSER_MOVABLE
+        return int(alloc_from_zonelists(mem, gfp, order, USER_ADDR_NONE, node, 0))
+
+    for _ in range(_MIGRATE_ATTEMPTS):
+        found = int(isolate_migratepages_range(mem, start, end, heads))
+        if found <= 0 or not migrate_pages(manager, heads[:found].tolist(), alloc_migration_target):
+            break
 
 
 def alloc_contig_frozen_range(
