@@ -18,8 +18,10 @@ from hostzero.device.config import DEFAULT_FEATURES
 from hostzero.errors import OutOfMemory
 from hostzero.mm import MmConfig
 from hostzero.mm.buddy import FPI_TRYLOCK, FPI_ZEROED
+from hostzero.mm.contig import alloc_contig_frozen_pages, free_contig_frozen_range
 from hostzero.mm.gfp import GFP_COMP, GFP_HIGHUSER_MOVABLE, GFP_KERNEL, GFP_ZERO
 from hostzero.mm.mmap import MADV_NOHUGEPAGE, MADV_POPULATE_WRITE
+from hostzero.mm.mmzone import NO_PAGE
 from hostzero.mm.page_flags import PG_private
 from hostzero.mm.page_free import __free_frozen_pages as _free_frozen_pages
 from hostzero.mm.pcplist import pindex_to_order
@@ -230,6 +232,25 @@ def hibernated(machine: Machine) -> None:
     assert machine.stats().known_zero == before
     machine.balloon(0)
     check(machine)
+    take_and_free_all_orders(machine)
+
+
+@scenario
+def contiguous_runs(machine: Machine) -> None:
+    """Reported blocks are taken as one run, as a folio or as single pages: their marks end there."""
+    dirty_and_free(machine)
+    machine.flush()
+    for order, compound in ((9, GFP_COMP), (10, GFP_COMP), (6, 0), (10, 0)):
+        for zero in (GFP_ZERO, 0):
+            pfn = alloc_contig_frozen_pages(machine.mm, order, GFP_KERNEL | compound | zero)
+            assert pfn != NO_PAGE
+            assert not zero or not bytes_of(machine, pfn, order).any()
+            assert not is_marked_zero(machine.mm.mem, pfn)
+            bytes_of(machine, pfn, order)[:] = DIRT
+            check(machine)
+            free_contig_frozen_range(machine.mm, pfn, order)
+            check(machine)
+    machine.flush()
     take_and_free_all_orders(machine)
 
 
