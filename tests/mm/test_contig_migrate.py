@@ -149,7 +149,7 @@ def test_targets_are_taken_without_their_hint(boot: Boot) -> None:
         pfn = pfn_at(mm, process, addr)
         assert pfn is not None
         FakeHost(mm, capacity=1, order=0).register()
-        mm.page_reporting.flush(2**64)
+        mm.page_reporting.flush((1 << 32) - 1)
         before = mm.vm_stats().dropped_hint_bytes
         assert alloc_contig_frozen_range(mm, pfn, pfn + 8, GFP_KERNEL)
         assert mm.vm_stats().dropped_hint_bytes == before + 8 * PAGE_SIZE
