@@ -60,10 +60,9 @@ def draw_fragmented(axes: Sequence[Axes], cases: Sequence[Counts]) -> None:
         )
         panel.axhline(ORDER0_KNOWN_ZERO * 100, color="#333333", linestyle=(0, (6, 4)), linewidth=1)
         panel.annotate(
-            f"the cover letter's {ORDER0_KNOWN_ZERO:.0%} (order 0; its guest's degree is not given)",
-            (1, ORDER0_KNOWN_ZERO * 100),
+            f"the cover letter's {ORDER0_KNOWN_ZERO:.0%} (order 0; degree not given)",
+            (0.01, ORDER0_KNOWN_ZERO * 100 - 1),
             xycoords=("axes fraction", "data"),
-            ha="right",
             va="top",
             fontsize=7.5,
         )
@@ -75,7 +74,7 @@ def draw_fragmented(axes: Sequence[Axes], cases: Sequence[Counts]) -> None:
         panel.set_ylabel("known zero, % of allocations\nthat wanted zeros (mean ± sd)")
         panel.set_ylim(-3, 106)
         # Below the panel: lines cross wherever there is room inside.
-        panel.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False)
+        panel.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False)
 
 
 def _draw_line(
