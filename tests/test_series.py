@@ -15,9 +15,6 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "hostzero"
 
-PENDING = {1, 2, 5, 6, 9, 11, 13, 15, 16, 17, 18, 19, 20, 21, 23}
-"""Rows that name what is not in the tree yet. A row whose names all exist must not be here."""
-
 
 class Row(NamedTuple):
     """One line of the table."""
@@ -82,7 +79,7 @@ def test_there_is_one_row_for_each_patch_in_order() -> None:
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: str(row.number))
 def test_what_a_row_names_exists(row: Row) -> None:
-    assert (missing(row) != []) == (row.number in PENDING), missing(row)
+    assert missing(row) == []
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: str(row.number))
@@ -97,10 +94,6 @@ def test_no_two_rows_say_the_same() -> None:
     assert len({row.title for row in ROWS}) == len({row.what for row in ROWS}) == len(ROWS)
     pairs = [(frozenset(row.where), frozenset(row.tests)) for row in ROWS]
     assert len(set(pairs)) == len(pairs)
-
-
-def test_nothing_is_pending_that_there_is_no_row_for() -> None:
-    assert {row.number for row in ROWS} >= PENDING
 
 
 GOOD = (
@@ -210,4 +203,4 @@ def test_the_kernels_variants_are_one_function_here(name: str) -> None:
     expected = {module for row in rows for module, function in row.where if function == name}
     assert len(defined) <= 1
     assert set(defined) <= expected or not rows
-    assert defined or all(row.number in PENDING for row in rows)
+    assert defined

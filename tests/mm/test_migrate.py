@@ -13,7 +13,7 @@ from hostzero.jit import COMPILER_ON
 from hostzero.mm import MemoryManager, Process
 from hostzero.mm.gfp import GFP_HIGHUSER_MOVABLE, GFP_KERNEL
 from hostzero.mm.migrate import UNMOVABLE, isolate_migratepages_range, migrate_pages
-from hostzero.mm.mmap import MADV_DONTNEED, MADV_HUGEPAGE
+from hostzero.mm.mmap import MADV_DONTNEED, MADV_HUGEPAGE, MAP_FIXED
 from hostzero.mm.mmzone import NO_PAGE
 from hostzero.units import PAGE_SIZE, Pfn
 from tests.mm.conftest import Boot
@@ -95,6 +95,28 @@ def test_without_a_large_target_a_huge_page_is_split_and_its_pages_move(boot: Bo
     assert free_of_users(mm, start, end)
     assert (process.read(addr, 5), process.read(addr + HUGE - 4, 4)) == (b"first", b"last")
     assert int(mm.mem.vm[0].pgmigrate_success) == 512
+    check(mm)
+    process.exit()
+    check(mm)
+
+
+def test_without_a_large_target_a_folio_in_a_table_is_split_and_what_is_mapped_moves(boot: Boot) -> None:
+    """16 pages of which one is unmapped: fifteen move, and the sixteenth is nobody's any more."""
+    mm = boot(thp="never", anon_orders=(4,))
+    process = mm.spawn()
+    addr = process.mmap(16 * PAGE_SIZE, MAP_FIXED, 16 << 20)
+    process.write(addr, b"first")
+    process.madvise(addr + 8 * PAGE_SIZE, PAGE_SIZE, MADV_DONTNEED)
+    head = pfn_at(mm, process, addr)
+    assert head is not None
+    assert int(mm.mem.mem_map[head].order) == 4
+    heads = isolate(mm, head, head + 16)
+    assert heads == [head]
+    targets = [target(mm, 0) for _ in range(15)]
+    assert migrate_pages(mm, heads, lambda order: NO_PAGE if order else targets.pop()) == []
+    assert targets == []
+    assert free_of_users(mm, head, head + 16)
+    assert process.read(addr, 5) == b"first"
     check(mm)
     process.exit()
     check(mm)

@@ -17,7 +17,7 @@ import numpy as np
 from hostzero.jit import compiled
 from hostzero.mm.balloon import balloon_page_isolate, balloon_page_putback
 from hostzero.mm.buddy import buddy_order
-from hostzero.mm.huge_memory import __split_huge_pmd
+from hostzero.mm.huge_memory import __split_huge_pmd, split_folio
 from hostzero.mm.migrate_folio import (
     folio_isolate,
     folio_putback,
@@ -158,9 +158,13 @@ def _migrate(
 def _split(manager: MemoryManager, pfn: int, cpu: int) -> bool:
     # Kernel: try_split_folio(). The isolation's reference goes with the split, which counts anew.
     mem = manager.mem
-    pmd = int(folio_pmd(mem, pfn, HPAGE_PMD_ORDER))
-    if compound_order(mem, pfn) != HPAGE_PMD_ORDER or pmd == NO_ENTRY or not int(mem.ram[pmd]) & PAGE_PSE:
+    order = int(compound_order(mem, pfn))
+    pmd = int(folio_pmd(mem, pfn, order))
+    if pmd == NO_ENTRY:
         return False
+    if order < HPAGE_PMD_ORDER or not int(mem.ram[pmd]) & PAGE_PSE:
+        split_folio(mem, pfn, cpu)
+        return True
     addr = int(mem.mem_map[pfn].index) << PAGE_SHIFT
     node = int(mem.zone[int(page_zone(mem, pfn))].node)
     return bool(__split_huge_pmd(mem, pmd, addr, node, cpu))
