@@ -51,13 +51,19 @@ from hostzero.mm.hugetlb_pool import (
     remove_pool_hugetlb_folio,
 )
 from hostzero.mm.list import list_next
+from hostzero.mm.memcontrol import mem_cgroup_charge
+from hostzero.mm.mempolicy import vma_zonelist
 from hostzero.mm.mmzone import NO_PAGE, Memory
 from hostzero.mm.page_alloc import __alloc_frozen_pages
+from hostzero.mm.page_flags import compound_order
 from hostzero.mm.page_free import __free_frozen_pages, free_huge_folio
 from hostzero.units import PAGE_SHIFT, PAGE_SIZE
 
 NEEDS_GIGANTIC: Final = -2
 """Instead of a page: none is free, a surplus one is allowed, and Python must allocate it."""
+
+CHARGE_FAILED: Final = -3
+"""Instead of a page: the process's cgroup is at its limit."""
 
 HTLB_ALLOC_MASK: Final = GFP_HIGHUSER_MOVABLE | __GFP_COMP | __GFP_NOWARN | __GFP_RETRY_MAYFAIL
 
@@ -200,6 +206,23 @@ def hugetlb_zero_user(mem: Memory, pfn: int, order: int, user_addr: int) -> None
     folio_zero_user(mem, pfn, order, user_addr)
 
 
+@inline
+def charge_hugetlb(mem: Memory, vma: object, pfn: int) -> bool:
+    """Charge a folio to the cgroup of a mapping's process; False if that is at its limit.
+
+    Source: `mem_cgroup_charge_hugetlb`, as if cgroups were mounted with
+    `memory_hugetlb_accounting`. A mapping of no process (`fallocate`) charges the root.
+    """
+    mm_id = vma[0].mm_id  # type: ignore[index]
+    if mm_id == 0:
+        return True
+    mm = mem.mms[mm_id - 1]
+    if mem_cgroup_charge(mem, pfn, 1 << compound_order(mem, pfn), mm.memcg):
+        return True
+    mm.memcg_in_oom = mm.memcg + 1
+    return False
+
+
 @compiled
 def alloc_hugetlb_folio(
     mem: Memory, vma: object, resv: object, user_addr: int, cow: bool, gfp: int, fresh: int, cpu: int
@@ -216,24 +239,27 @@ def alloc_hugetlb_folio(
         fresh: a gigantic folio that Python allocated with `gfp`, or NO_PAGE.
         cpu: the CPU.
 
-    Returns NO_PAGE when the pool is empty and may not grow (-ENOSPC), or NEEDS_GIGANTIC.
-
-    The zero state is decided after the page is charged, `HPG_zeroed` is never seen outside.
+    Returns NO_PAGE when the pool is empty and may not grow (-ENOSPC), NEEDS_GIGANTIC, or
+    CHARGE_FAILED (-ENOMEM): the page has gone back then, and so has its reservation. A page
+    of the pool is zeroed after it was charged, a fresh one before (patch 20), in vain if the
+    charge fails. `HPG_zeroed` is never seen outside.
     """
     v = vma[0]  # type: ignore[index]
     h = v.hstate
     hs = mem.hstate[h]
     addr = user_addr & ~(huge_page_size(mem, h) - 1)
+    nodes = vma_zonelist(mem, vma, addr, hs.order)
     index = vma_hugecache_offset(mem, vma, addr)
     reserved = not cow and resv[index] != 0  # type: ignore[index]
     pfn = NO_PAGE
+    zeroed_before = mem.vm[0].zeroed_bytes
     if reserved or available_huge_pages(mem, h) > 0:
-        pfn = dequeue_hugetlb_folio_nodemask(mem, h, v.node)
+        pfn = dequeue_hugetlb_folio_nodemask(mem, h, nodes)
     if pfn == NO_PAGE:
         if fresh != NO_PAGE:
             pfn = account_surplus_hugetlb_folio(mem, h, fresh, gfp, cpu)
         else:
-            pfn = alloc_surplus_hugetlb_folio(mem, h, gfp, user_addr, v.node, cpu)
+            pfn = alloc_surplus_hugetlb_folio(mem, h, gfp, user_addr, nodes, cpu)
         if pfn < 0:
             return pfn
         mem.mem_map[pfn]._refcount = 1
@@ -241,6 +267,13 @@ def alloc_hugetlb_folio(
         mem.mem_map[pfn].private |= HPG_restore_reserve
         hs.resv_huge_pages -= 1
         resv[index] = 0  # type: ignore[index]
+    if not charge_hugetlb(mem, vma, pfn):
+        mem.vm[0].zeroed_in_vain_bytes += mem.vm[0].zeroed_bytes - zeroed_before
+        if reserved:
+            resv[index] = 1  # type: ignore[index]
+        mem.mem_map[pfn]._refcount = 0
+        free_huge_folio(mem, pfn, cpu)
+        return CHARGE_FAILED
     if (gfp & __GFP_ZERO) != 0 and not folio_test_hugetlb_zeroed(mem, pfn):
         hugetlb_zero_user(mem, pfn, hs.order, user_addr)
     folio_clear_hugetlb_zeroed(mem, pfn)

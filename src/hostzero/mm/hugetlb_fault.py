@@ -17,6 +17,7 @@ from typing import Final
 from hostzero.jit import compiled, inline
 from hostzero.mm.gfp import __GFP_ZERO
 from hostzero.mm.hugetlb import (
+    CHARGE_FAILED,
     NEEDS_GIGANTIC,
     alloc_hugetlb_folio,
     huge_page_size,
@@ -48,6 +49,7 @@ FAULT_OOM: Final = 1  # no page for a page table
 FAULT_SIGBUS: Final = 2  # no huge page
 FAULT_GIGANTIC: Final = 3  # call again with a gigantic page
 FAULT_GIGANTIC_ZERO: Final = 4  # the same, with one that was allocated with __GFP_ZERO
+FAULT_CHARGE: Final = 6  # the process's cgroup is at its limit
 FAULT_BEYOND_FILE: Final = 5  # the file ends before the address (SIGBUS too)
 
 _READABLE: Final = PAGE_PRESENT | PAGE_USER | PAGE_ACCESSED | PAGE_PSE
@@ -91,6 +93,8 @@ def hugetlb_add_to_page_cache(mem: Memory, cache: object, index: int, pfn: int, 
 @inline
 def fault_code(pfn: int, gfp: int) -> int:
     """Return what a fault returns that got no page when it asked with `gfp`."""
+    if pfn == CHARGE_FAILED:
+        return FAULT_CHARGE
     if pfn != NEEDS_GIGANTIC:
         return FAULT_SIGBUS
     return FAULT_GIGANTIC_ZERO if (gfp & __GFP_ZERO) != 0 else FAULT_GIGANTIC

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hostzero.errors import BadAddress, MmError, OutOfMemory, UsageError
+from hostzero.errors import BadAddress, MemcgOutOfMemory, MmError, OutOfMemory, UsageError
 from hostzero.mm.cma import cma_alloc_frozen_compound, cma_release_frozen
 from hostzero.mm.contig import alloc_contig_frozen_pages_user, free_contig_frozen_range
 from hostzero.mm.gfp import __GFP_MOVABLE, GFP_ZERO, USER_ADDR_NONE
@@ -28,6 +28,7 @@ from hostzero.mm.hugetlb import (
 )
 from hostzero.mm.hugetlb_fault import (
     FAULT_BEYOND_FILE,
+    FAULT_CHARGE,
     FAULT_DONE,
     FAULT_GIGANTIC,
     FAULT_GIGANTIC_ZERO,
@@ -218,6 +219,7 @@ class Hugetlb:
 
         Raises:
             OutOfMemory: there is no huge page (SIGBUS in a real guest), or none for a page table.
+            MemcgOutOfMemory: the process's cgroup is at its limit.
             BadAddress: the address is beyond the end of the file (SIGBUS too).
         """
         fresh = NO_PAGE
@@ -229,6 +231,8 @@ class Hugetlb:
                 return
             if code == FAULT_BEYOND_FILE:
                 raise BadAddress(f"SIGBUS: address {addr:#x} is beyond the end of the file")
+            if code == FAULT_CHARGE:
+                raise MemcgOutOfMemory(f"no huge page for address {addr:#x}: {self._limit(h)}")
             if code == FAULT_OOM:
                 if not self._manager.out_of_memory():
                     raise OutOfMemory(f"no page for the page table of address {addr:#x}")
@@ -310,6 +314,13 @@ class Hugetlb:
         """Return the file under an anonymous mapping: nobody else has it (kernel: `hugetlb_file_setup`)."""
         order = (page_size // PAGE_SIZE).bit_length() - 1
         return HugetlbFile(self, self.size_to_hstate(order), length // page_size, anonymous=True)
+
+    def _limit(self, h: int) -> str:
+        # Whose charge failed is noted in its address space; asked once.
+        (at,) = self.mem.mms.memcg_in_oom.nonzero()
+        memcg = int(self.mem.mms[int(at[0])].memcg_in_oom) - 1
+        self.mem.mms.memcg_in_oom[at] = 0
+        return self._manager.memcg.describe_limit(memcg, 1 << int(self.mem.hstate[h].order))
 
     def _persistent(self, h: int) -> int:
         return int(self.mem.hstate[h].nr_huge_pages) - int(self.mem.hstate[h].surplus_huge_pages)

@@ -45,6 +45,7 @@ from hostzero.mm.page_flags import (
     PageHWPoison,
     PG_hwpoison,
     PG_reserved,
+    PGTY_hugetlb,
     PGTY_none,
     __ClearPageZeroed,
     compound_head,
@@ -171,6 +172,10 @@ class MemoryFailure:
             raise MmError(f"memory_failure: -EHWPOISON: page {pfn:#x} is known to be broken")
         mem.vm[0].num_poisoned_pages += 1
         head = int(compound_head(mem, pfn))
+        if int(mem.mem_map[head].page_type) == PGTY_hugetlb:
+            # The head stands for the folio (folio_set_hugetlb_hwpoison): its pool passes it over.
+            run(locked(TestSetPageHWPoison(mem, head), self.lock))
+            return MF_IGNORED
         if int(mem.mem_map[head]._refcount) == 0:
             return self._free_page(pfn)
         if self._is_anonymous(head):

@@ -246,6 +246,16 @@ def free_frozen_pages_zeroed(mem: Memory, pfn: int, order: int, cpu: int) -> Non
     __free_frozen_pages(mem, pfn, order, FPI_ZEROED, cpu)
 
 
+@inline
+def __folio_put(mem: Memory, pfn: int, fpi_flags: int, cpu: int) -> None:
+    """Free a folio whose last reference has gone (kernel: same name)."""
+    mem_cgroup_uncharge(mem, pfn)
+    if folio_test_hugetlb(mem, pfn):
+        free_huge_folio(mem, pfn, cpu)
+        return
+    __free_frozen_pages(mem, pfn, compound_order(mem, pfn), fpi_flags, cpu)
+
+
 @compiled
 def put_page_zeroed(mem: Memory, pfn: int, cpu: int) -> bool:
     """Drop a reference to a folio that is known to be zero; return whether it was freed.
@@ -256,11 +266,7 @@ def put_page_zeroed(mem: Memory, pfn: int, cpu: int) -> bool:
     """
     if not put_page_testzero(mem, pfn):
         return False
-    if folio_test_hugetlb(mem, pfn):
-        free_huge_folio(mem, pfn, cpu)
-        return True
-    mem_cgroup_uncharge(mem, pfn)
-    __free_frozen_pages(mem, pfn, compound_order(mem, pfn), FPI_ZEROED, cpu)
+    __folio_put(mem, pfn, FPI_ZEROED, cpu)
     return True
 
 
@@ -269,9 +275,5 @@ def put_page(mem: Memory, pfn: int, cpu: int) -> bool:
     """Drop a reference to a folio; return whether it was freed (kernel: `folio_put`)."""
     if not put_page_testzero(mem, pfn):
         return False
-    if folio_test_hugetlb(mem, pfn):
-        free_huge_folio(mem, pfn, cpu)
-        return True
-    mem_cgroup_uncharge(mem, pfn)
-    __free_frozen_pages(mem, pfn, compound_order(mem, pfn), FPI_NONE, cpu)
+    __folio_put(mem, pfn, FPI_NONE, cpu)
     return True
