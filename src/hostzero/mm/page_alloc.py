@@ -53,6 +53,7 @@ from hostzero.mm.mmzone import (
 )
 from hostzero.mm.page_flags import PageZeroed, __ClearPageZeroed
 from hostzero.mm.pcplist import (
+    __rmqueue_pcplist,
     drain_all_pages,
     pcp_allowed_order,
     rmqueue_pcplist,
@@ -220,9 +221,9 @@ def __alloc_frozen_pages(mem: Memory, gfp: int, order: int, user_addr: int, node
     """Allocate a block without a reference, or return NO_PAGE (kernel: same name).
 
     An order-0 request that its CPU's list can serve is answered right here, behind the test
-    of `zone_watermark_fast`; everything else takes the long way.
+    of `zone_watermark_fast`; everything else, another placement too, takes the long way.
     """
-    if order == 0 and (gfp & (__GFP_DMA32 | __GFP_THISNODE)) == 0:
+    if order == 0 and (gfp & (__GFP_DMA32 | __GFP_THISNODE)) == 0 and mem.vm[0].placement == 0:
         zone = mem.zonelists[node, 0]
         z = mem.zone[zone]
         spare = z.nr_free_pages - z.nr_free_cma - z.nr_free_highatomic
@@ -230,7 +231,7 @@ def __alloc_frozen_pages(mem: Memory, gfp: int, order: int, user_addr: int, node
             alloc_flags = ALLOC_WMARK_LOW
             if gfp_migratetype(gfp) == MIGRATE_MOVABLE:
                 alloc_flags |= ALLOC_CMA
-            pfn, zeroed = rmqueue_pcplist(mem, zone, 0, gfp_migratetype(gfp), alloc_flags, gfp, cpu)
+            pfn, zeroed = __rmqueue_pcplist(mem, zone, 0, gfp_migratetype(gfp), alloc_flags, cpu)
             if pfn != NO_PAGE:
                 prep_new_page(mem, pfn, 0, gfp, user_addr, zeroed)
                 return pfn
