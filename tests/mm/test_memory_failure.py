@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hostzero.errors import MmError, UsageError
+from hostzero.errors import MmError, OutOfMemory, UsageError
 from hostzero.mm import MemoryManager
 from hostzero.mm.flag_steps import ZoneLock
 from hostzero.mm.gfp import GFP_COMP, GFP_HIGHUSER_MOVABLE, GFP_KERNEL, GFP_ZERO
@@ -20,11 +20,12 @@ from hostzero.mm.memory_failure import (
     put_page_back_buddy,
     take_page_off_buddy,
 )
-from hostzero.mm.mmap import MADV_DONTNEED, MADV_NOHUGEPAGE, MAP_FIXED
+from hostzero.mm.mmap import MADV_DONTNEED, MADV_NOHUGEPAGE, MAP_FIXED, MAP_HUGETLB, MAP_NORESERVE
 from hostzero.mm.page_flags import PG_dirty, PG_hwpoison, PG_reported, PG_zeroed
 from hostzero.units import PAGE_SIZE, Pfn
 from tests.mm.conftest import Boot
 from tests.mm.guest import dirty, free_lists, is_marked_zero, page_bytes, pcp_lists, reads_zero, verify
+from tests.mm.huge import in_pool, pool
 from tests.mm.processes import HUGE, FakeHost, free_pages, is_huge, occupy, pages, pfn_at
 
 
@@ -380,3 +381,20 @@ def test_a_page_that_was_freed_while_broken_comes_back_whole(mm: MemoryManager) 
         assert mm.memory_failure.unpoison_memory(Pfn(pfn))
         assert free_pages(mm) == before + 1
         verify(mm)
+
+
+# ------------------------------------------------------------------ huge pages
+
+
+@pytest.mark.parametrize("part", [0, 300])
+def test_a_pool_passes_over_a_huge_page_with_a_broken_part(boot: Boot, part: int) -> None:
+    mm = pool(boot(16), 2)
+    broken, whole = in_pool(mm)
+    assert mm.memory_failure.memory_failure(Pfn(broken + part)) == MF_IGNORED
+    with mm.spawn() as process:
+        addr = process.mmap(HUGE, MAP_HUGETLB)
+        process.touch(addr, HUGE)
+        assert pfn_at(mm, process, addr) == whole
+        with pytest.raises(OutOfMemory, match="SIGBUS"):
+            process.touch(process.mmap(HUGE, MAP_HUGETLB | MAP_NORESERVE), HUGE)
+    verify(mm)
