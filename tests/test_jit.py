@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
 
@@ -88,21 +89,25 @@ def test_every_compiled_module_is_among_the_sources() -> None:
     assert compiled - {Path(jit.__file__)} <= set(jit._sources())
 
 
-def test_caches_unused_for_a_week_are_removed_and_no_others(tmp_path: Path) -> None:
-    """One that was used lately may be in use by another process right now."""
-    current = tmp_path / "compiled-new"
-    week = 7 * 24 * 3600
-    for name, age in (
-        ("compiled-new", 0),
-        ("compiled-day", 86_400),
-        ("compiled-old", week + 60),
-        ("other", 9 * week),
-    ):
+def test_the_oldest_caches_are_removed_unless_somebody_uses_them(tmp_path: Path) -> None:
+    names = [f"compiled-{i:02}" for i in range(jit._KEPT + 3)]  # the first is the newest
+    for name in [*names, "other"]:
         (tmp_path / name).mkdir()
-        stamp = current.stat().st_mtime - age
-        os.utime(tmp_path / name, (stamp, stamp))
-    jit._forget_old_caches(tmp_path, current)
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["compiled-day", "compiled-new", "other"]
+        (tmp_path / name / "code").touch()
+    in_use = jit._lock(tmp_path / names[-2], fcntl.LOCK_SH)
+    for age, name in enumerate([*names, "other"]):
+        os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
+    jit._forget_old_caches(tmp_path, tmp_path / names[0])
+    left = sorted(entry.name for entry in tmp_path.iterdir())
+    assert left == [*names[: jit._KEPT], names[-2], "other"]
+    os.close(in_use)
+    jit._forget_old_caches(tmp_path, tmp_path / names[0])
+    assert not (tmp_path / names[-2]).exists()
+
+
+def test_a_process_holds_the_cache_that_it_uses() -> None:
+    with pytest.raises(BlockingIOError):
+        jit._lock(jit.CACHE_DIR, fcntl.LOCK_EX)
 
 
 def test_the_cache_is_where_the_user_keeps_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

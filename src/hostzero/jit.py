@@ -27,6 +27,8 @@ anywhere in them starts a new one.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
@@ -41,8 +43,9 @@ import numba
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_KEPT_SECONDS: Final = 7 * 24 * 3600  # a cache not used for a week goes; one in use must not
+_KEPT: Final = 8  # caches; each edit of a compiled source makes one of about 100 MB
 _READY: Final = "ready"
+_IN_USE: Final = "in-use"
 
 
 def _sources() -> list[Path]:
@@ -82,17 +85,34 @@ def _cache_root() -> Path:
     return root if _usable(root) else Path(tempfile.gettempdir()) / f"hostzero-{os.getuid()}"
 
 
+def _lock(directory: Path, how: int) -> int:
+    """Lock a cache; returns the descriptor that holds the lock."""
+    held = os.open(directory / _IN_USE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+    try:
+        fcntl.flock(held, how | fcntl.LOCK_NB)
+    except OSError:
+        os.close(held)
+        raise
+    return held
+
+
+def _forget_if_unused(directory: Path) -> None:
+    try:
+        held = _lock(directory, fcntl.LOCK_EX)
+    except OSError:  # in use, gone by now, or on a file system without locks
+        return
+    shutil.rmtree(directory, ignore_errors=True)
+    os.close(held)
+
+
 def _forget_old_caches(root: Path, current: Path) -> None:
-    # Another process may be compiling into its own at this moment, so age decides, not number.
     current.touch()
-    newest = current.stat().st_mtime
+    ages = []
     for entry in root.glob("compiled-*"):
-        try:
-            old = newest - entry.stat().st_mtime > _KEPT_SECONDS
-        except OSError:  # another process forgot it first
-            continue
-        if old:
-            shutil.rmtree(entry, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            ages.append((entry.stat().st_mtime, entry))
+    for _, entry in sorted(ages, reverse=True)[_KEPT:]:
+        _forget_if_unused(entry)
 
 
 def _set_up_cache() -> Path:
@@ -101,6 +121,8 @@ def _set_up_cache() -> Path:
     root = _cache_root()
     directory = root / f"compiled-{_digest()}"
     if _usable(directory):
+        with contextlib.suppress(OSError):  # without locks nothing is forgotten either
+            _lock(directory, fcntl.LOCK_SH)  # held until the process ends
         _forget_old_caches(root, directory)
     return directory
 
