@@ -80,21 +80,23 @@ def test_populating_zeroes_what_the_arm_does_not_know(ram: Ram, scenario: Scenar
     with PreparedGuest(ram, scenario, arm, SIZE) as guest:
         before, huge_before = guest.machine.stats(), guest.machine.mm.vm_stats().thp_fault_alloc
         address = guest.map()
-        assert guest.machine.stats() == before
+        if scenario is not Scenario.HUGETLB_RESERVED:  # which allocates at mmap
+            assert guest.machine.stats() == before
         guest.populate(address)
         after, huge = guest.machine.stats(), guest.machine.mm.vm_stats().thp_fault_alloc
         # A hugetlb page is no transparent one.
         transparent = scenario in (Scenario.THP, Scenario.BALLOON)
         assert huge - huge_before == (SIZE // (2 * MIB) if transparent else 0)
         zeroed, known = after.guest_zeroed - before.guest_zeroed, after.known_zero - before.known_zero
-        if arm is Arm.OPTIMIZED:
+        if arm is Arm.OPTIMIZED and scenario is not Scenario.HUGETLB_RESERVED:
             assert known >= SIZE // 2
             assert SIZE <= zeroed + known < SIZE + TABLES
         elif arm is Arm.NO_ZEROING:
             assert known < TABLES
             assert zeroed < TABLES
         else:
-            assert known == 0
+            # A reservation forgets what the host zeroed, whatever the arm; page tables profit still.
+            assert known == 0 or (arm is Arm.OPTIMIZED and known < TABLES)
             assert SIZE <= zeroed < SIZE + TABLES
         if arm is not Arm.NO_ZEROING:
             assert guest.first_nonzero(address) is None

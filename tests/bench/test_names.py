@@ -28,7 +28,15 @@ def test_every_scenario_either_times_or_counts() -> None:
 
 def test_the_words_of_version_1() -> None:
     """These stand in documents that people keep: changing one raises the version."""
-    assert list(map(str, Scenario)) == ["thp", "4k", "balloon", "hugetlb", "fragmented", "memcg-limit"]
+    assert list(map(str, Scenario)) == [
+        "thp",
+        "4k",
+        "balloon",
+        "hugetlb",
+        "hugetlb-reserved",
+        "fragmented",
+        "memcg-limit",
+    ]
     assert list(map(str, Arm)) == ["never-reported", "baseline", "optimized", "no-zeroing"]
     assert list(map(str, Phase)) == ["populate", "populate+touch", "populate+fill", "churn"]
 

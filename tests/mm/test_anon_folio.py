@@ -240,6 +240,7 @@ def test_the_raw_fault_address_reaches_the_allocator_with_a_wish_for_zeros() -> 
         ("hook", 4, BASE + 27 * PAGE_SIZE, True),
         ("zero", 4, BASE + 27 * PAGE_SIZE, True),
         ("hook", 0, BASE + 33 * PAGE_SIZE, True),
+        ("zero", 0, BASE + 33 * PAGE_SIZE, True),
         ("hook", 3, BASE + 42 * PAGE_SIZE, True),
         ("zero", 3, BASE + 42 * PAGE_SIZE, True),
     ]

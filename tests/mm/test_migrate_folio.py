@@ -85,19 +85,19 @@ def test_the_old_page_is_freed_as_unknown(mm: MemoryManager, process: Process) -
 
 
 def test_flags_and_charge_move(mm: MemoryManager, process: Process) -> None:
+    process.memcg = memcg = mm.memcg.create(None)
     _, pfn = page_of(mm, process)
     mm.mem.mem_map[pfn].flags_f |= PG_referenced | PG_dirty | PG_mlocked
-    mm.mem.mem_map[pfn].memcg_data = 7
     assert folio_isolate(mm.mem, pfn)
     new = target(mm, 0)
     assert migrate_folio(mm.mem, new, pfn, 0)
     assert int(mm.mem.mem_map[new].flags_f) & MIGRATED_FLAGS == PG_referenced | PG_dirty | PG_mlocked
-    assert mm.mem.mem_map[new].memcg_data == 7
+    assert mm.mem.mem_map[new].memcg_data == memcg + 1
     assert mm.mem.mem_map[pfn].memcg_data == 0
     check(mm)  # the old page had nothing on it that would make it bad
     mm.mem.mem_map[new].flags_f &= ~MIGRATED_FLAGS
-    mm.mem.mem_map[new].memcg_data = 0
     process.exit()
+    assert mm.memcg.usage_bytes(memcg) == 0
     check(mm)
 
 

@@ -28,15 +28,20 @@ ORDER0_KNOWN_ZERO: Final = 0.21
 """Without THP, "only ~21% of order-0 allocations come from reported pages due to low-order
 fragmentation": the letter names neither the guest's fragmentation nor what was allocated."""
 
+_HUGETLB: Final = (
+    Figure("task-clock", "219 ± 23 ms", "65 ± 34 ms", "-70 %"),
+    Figure("cache-misses", "1.17M ± 391K", "263K ± 36K", "-78 %"),
+    Figure("instructions", "17.9M ± 1.2M", "15.1M ± 724K", "-16 %"),
+)
+
 FIGURES: Final = {
     Scenario.THP: (
         Figure("task-clock", "232 ± 20 ms", "51 ± 26 ms", "-78 %"),
         Figure("cache-misses", "1.20M ± 248K", "288K ± 102K", "-76 %"),
         Figure("instructions", "16.3M ± 1.2M", "13.8M ± 1.0M", "-15 %"),
     ),
-    Scenario.HUGETLB: (
-        Figure("task-clock", "219 ± 23 ms", "65 ± 34 ms", "-70 %"),
-        Figure("cache-misses", "1.17M ± 391K", "263K ± 36K", "-78 %"),
-        Figure("instructions", "17.9M ± 1.2M", "15.1M ± 724K", "-16 %"),
-    ),
+    # Its program reserves at mmap, but a patch of v8 took the zeros out of reservations: which of
+    # the two its table measured is not said. It stands beside both (`names.GENERAL_CAVEATS`).
+    Scenario.HUGETLB: _HUGETLB,
+    Scenario.HUGETLB_RESERVED: _HUGETLB,
 }

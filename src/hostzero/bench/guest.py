@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Self
 
 from hostzero.bench.arms import features, gives_memory_away
-from hostzero.bench.names import Arm, Scenario
+from hostzero.bench.names import HUGETLB_SCENARIOS, Arm, Scenario
 from hostzero.bench.options import BALLOON_MARGIN, RESERVE_SHARE
 from hostzero.errors import OutOfMemory
 from hostzero.machine import Machine
@@ -56,7 +56,7 @@ class PreparedGuest:
         # The kernel's debug assertions cost what no production kernel pays: off, in every arm.
         self.machine = Machine(ram=ram, features=features(scenario, arm), mm=MmConfig(debug_vm=False))
         self._dirty(ram.size - ram.size // RESERVE_SHARE)
-        if scenario is Scenario.HUGETLB:
+        if scenario in HUGETLB_SCENARIOS:
             self.machine.mm.hugetlb.set_nr_overcommit(size // PMD_SIZE)
         self._process = self.machine.spawn()
         before = ram.resident()
@@ -89,9 +89,11 @@ class PreparedGuest:
     def map(self) -> int:
         """Map what a phase populates; return its address."""
         flags = MAP_UNINITIALIZED if self.arm is Arm.NO_ZEROING else 0
+        if self.scenario in HUGETLB_SCENARIOS:
+            flags |= MAP_HUGETLB
         if self.scenario is Scenario.HUGETLB:
-            # Without a reservation: one allocates the pages at mmap, and in v8 without zeros.
-            flags |= MAP_HUGETLB | MAP_NORESERVE
+            # A reservation allocates the pages at mmap, and in v8 without zeros.
+            flags |= MAP_NORESERVE
         address = self._process.mmap(self._size, flags)
         if self.scenario is Scenario.SMALL_PAGES:
             self._process.madvise(address, self._size, MADV_NOHUGEPAGE)
