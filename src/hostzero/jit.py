@@ -1,21 +1,29 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """How compiled code is compiled, and where the compiled form is kept.
 
-Everything per page is plain Python over record arrays that Numba compiles. Two
+Everything per page is plain Python over record arrays that Numba compiles. Three
 decorators are all there is:
 
 `inline`
     a small function on a hot path; its body is pasted into every caller.
 `compiled`
     a function that stays one: the slow paths, and every entry point from Python.
+`far`
+    a `compiled` function that its callers reach through a table of addresses.
 
-Both drop Numba's reference counting (`_nrt=False`): the arrays outlive every call,
+Numba links everything that a function calls, and what that calls, into the function and
+optimises it all anew: with the slow path of an allocation behind every fault, the compile
+time is the number of functions times the size of the allocator. A `far` function ends that.
+It costs a caller some tens of nanoseconds, so it is for what runs once a batch, once a huge
+page or hardly ever.
+
+All drop Numba's reference counting (`_nrt=False`): the arrays outlive every call,
 and counting them costs ten times what an order-0 allocation does. The option is
-undocumented, as is the hook in `_dispatcher`, which is why the project pins one Numba
-release exactly. Without reference counting no array may be created in compiled code,
+undocumented, as are the hooks in `_dispatcher` and `far`, which is why the project pins one
+Numba release exactly. Without reference counting no array may be created in compiled code,
 so none is.
 
-With ``NUMBA_DISABLE_JIT=1`` both decorators return the function as it stands, for a
+With ``NUMBA_DISABLE_JIT=1`` the decorators return the function as it stands, for a
 debugger or for coverage. Integers then keep the width of the record's field, where
 compiled code widens to 64 bits: hence records hold 64-bit fields wherever bits are
 shifted.
@@ -30,16 +38,21 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import inspect
 import os
 import shutil
 import sys
 import tempfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import llvmlite.binding as llvm
 import numba
+import numba.core.cgutils
+
+from hostzero.errors import VmBug
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -158,6 +171,82 @@ def inline(function: F) -> F:
 def compiled(function: F) -> F:
     """Compile a function that stays a function: a slow path or an entry from Python."""
     return _dispatcher(function, forceinline=False)
+
+
+FAR_SLOTS: Final = 4096
+_far: dict[int, Any] = {}  # dispatcher by slot
+
+
+def far(function: F) -> F:
+    """Compile a function that callers reach through `mem.far`, the table that `link` fills.
+
+    Its first argument is the bundle of arrays, the others are integers or, if annotated so,
+    booleans; their types are fixed by that.
+    """
+    dispatcher: Any = _dispatcher(function, forceinline=False)
+    if not COMPILER_ON:
+        return cast("F", dispatcher)
+    # The number must be the same in each process, whatever is imported first: it is compiled in.
+    slot = zlib.crc32(f"{function.__module__}.{function.__qualname__}".encode()) % FAR_SLOTS
+    if slot in _far:
+        raise AssertionError(f"{function.__qualname__} and another far function share a slot: rename one")
+    _far[slot] = dispatcher
+    kinds = [
+        numba.types.boolean if parameter.annotation in ("bool", bool) else numba.types.int64
+        for parameter in list(inspect.signature(function).parameters.values())[1:]
+    ]
+    typed = dispatcher.get_call_template
+
+    def get_call_template(args: Any, _: Any) -> Any:
+        fixed = (args[0], *kinds)
+        template = typed(fixed, {})
+        overload = dispatcher.overloads[fixed]
+        # The implementation that was registered last for a signature is the one that is used.
+        caller = _far_call(overload.fndesc, slot)
+        dispatcher.targetctx._defns[overload.entry_point].append(caller, caller.signature)
+        return template
+
+    dispatcher.get_call_template = get_call_template
+    dispatcher.far_types = tuple(kinds)
+    return cast("F", dispatcher)
+
+
+def _far_call(fndesc: Any, slot: int) -> Any:
+    # As numba.core.imputils.user_function, but the callee is an address and no library is linked.
+    def implementation(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        bundle = signature.args[0]
+        index = bundle.fields.index("far")
+        table = context.make_array(bundle.types[index])(
+            context, builder, value=builder.extract_value(args[0], index)
+        )
+        address = builder.load(builder.gep(table.data, [context.get_constant(numba.types.intp, slot)]))
+        with numba.core.cgutils.if_unlikely(builder, builder.icmp_unsigned("==", address, address.type(0))):
+            context.call_conv.return_user_exc(builder, VmBug, ("a far function was not linked at boot",))
+        kind = context.call_conv.get_function_type(fndesc.restype, fndesc.argtypes)
+        callee = builder.inttoptr(address, kind.as_pointer())
+        status, result = context.call_conv.call_function(
+            builder, callee, fndesc.restype, fndesc.argtypes, args
+        )
+        with numba.core.cgutils.if_unlikely(builder, status.is_error):
+            context.call_conv.return_status_propagate(builder, status)
+        return result
+
+    implementation.signature = fndesc.argtypes  # type: ignore[attr-defined]
+    implementation.libs = ()  # type: ignore[attr-defined]
+    return implementation
+
+
+def link(bundle: Any) -> None:
+    """Compile or load every far function that has been imported, and enter it into `bundle.far`."""
+    if not COMPILER_ON:
+        return
+    kind = numba.typeof(bundle)
+    for slot, dispatcher in _far.items():
+        types = (kind, *dispatcher.far_types)
+        if types not in dispatcher.overloads:
+            dispatcher.compile(types)
+        overload = dispatcher.overloads[types]
+        bundle.far[slot] = overload.library.get_pointer_to_function(overload.fndesc.llvm_func_name)
 
 
 def is_warm() -> bool:

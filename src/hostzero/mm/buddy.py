@@ -9,7 +9,7 @@ parts, and a merged block is known zero only if both of its halves were.
 from __future__ import annotations
 
 from hostzero.errors import VmBug
-from hostzero.jit import compiled, inline
+from hostzero.jit import compiled, far, inline
 from hostzero.mm.debug import VM_BUG_ON_PAGE
 from hostzero.mm.list import list_add, list_add_tail, list_del, list_empty, list_first
 from hostzero.mm.mmzone import (
@@ -286,7 +286,7 @@ def __rmqueue_smallest(mem: Memory, zone: int, order: int, migratetype: int) -> 
     return take_smallest(mem, zone, order, migratetype)
 
 
-@compiled
+@far
 def split_large_buddy(mem: Memory, zone: int, pfn: int, order: int, fpi_flags: int, reported: bool) -> None:
     """Free a block pageblock by pageblock, each to its own migrate type's list.
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from hostzero.jit import compiled, inline
+from hostzero.jit import compiled, far, inline
 from hostzero.mm.balloon import balloon_page_putback
 from hostzero.mm.compaction_scan import (
     MIGRATE_ASYNC,
@@ -264,7 +264,7 @@ def compaction_suit_allocation_order(mem: Memory, zone: int, order: int, alloc_f
     return COMPACT_CONTINUE
 
 
-@compiled
+@far
 def compact_zone_order(
     mem: Memory, zone: int, order: int, migratetype: int, prio: int, alloc_flags: int, cpu: int
 ) -> int:
@@ -285,7 +285,7 @@ def compact_zone_order(
     return COMPACT_SUCCESS if cc.capture_page != NO_PAGE else result
 
 
-@compiled
+@far
 def try_to_compact_pages(
     mem: Memory, gfp: int, order: int, alloc_flags: int, node: int, prio: int, cpu: int
 ) -> int:

@@ -9,7 +9,7 @@ the smallest sufficient block. Claiming a whole pageblock keeps `PG_reported` an
 
 from __future__ import annotations
 
-from hostzero.jit import compiled, inline
+from hostzero.jit import compiled, far, inline
 from hostzero.mm.buddy import (
     __rmqueue_smallest,
     account_freepages,
@@ -209,7 +209,7 @@ def __rmqueue_steal(mem: Memory, zone: int, order: int, start_type: int) -> int:
     return NO_PAGE
 
 
-@compiled
+@far
 def __rmqueue_fallback(mem: Memory, zone: int, order: int, migratetype: int, alloc_flags: int) -> int:
     """Take a block although the own type has none: CMA, then claim, then steal.
 
@@ -247,7 +247,7 @@ def __rmqueue(mem: Memory, zone: int, order: int, migratetype: int, alloc_flags:
     return pfn
 
 
-@compiled
+@far
 def reserve_highatomic_pageblock(mem: Memory, zone: int, pfn: int, order: int) -> None:
     """Set the pageblock of an atomic high-order allocation aside (kernel: same name).
 
@@ -266,7 +266,7 @@ def reserve_highatomic_pageblock(mem: Memory, zone: int, pfn: int, order: int) -
     mem.zone[zone].nr_reserved_highatomic += PAGEBLOCK_NR_PAGES
 
 
-@compiled
+@far
 def unreserve_highatomic_pageblock(mem: Memory, zone: int, migratetype: int) -> bool:
     """Give one reserved pageblock with free pages back to ordinary use (kernel: same name)."""
     for order in range(NR_PAGE_ORDERS):

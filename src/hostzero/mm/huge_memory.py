@@ -6,7 +6,7 @@ A huge page of which a part is unmapped is split at once; Linux queues it for a 
 
 from __future__ import annotations
 
-from hostzero.jit import compiled, inline
+from hostzero.jit import compiled, far, inline
 from hostzero.mm.anon_folio import (
     USER_PTE,
     alloc_charged_folio,
@@ -79,7 +79,7 @@ def zap_huge_pmd(mem: Memory, pmd: int, cpu: int) -> None:
     put_page(mem, pfn, cpu)
 
 
-@compiled
+@far
 def __split_huge_pmd(mem: Memory, pmd: int, addr: int, node: int, cpu: int) -> bool:
     """Replace a huge mapping by 512 small ones of the same pages; False without a table.
 
@@ -98,7 +98,7 @@ def __split_huge_pmd(mem: Memory, pmd: int, addr: int, node: int, cpu: int) -> b
     return True
 
 
-@compiled
+@far
 def split_folio(mem: Memory, head: int, cpu: int) -> None:
     """Make each page of a folio a page of its own, with a reference if it is mapped.
 

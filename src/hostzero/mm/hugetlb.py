@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from hostzero.jit import compiled, inline
+from hostzero.jit import compiled, far, inline
 from hostzero.mm.buddy import FPI_NONE
 from hostzero.mm.clear_page import folio_zero_user
 from hostzero.mm.gfp import (
@@ -88,7 +88,7 @@ def vma_hugecache_offset(mem: Memory, vma: object, addr: int) -> int:
     return ((addr - v.vm_start) >> (PAGE_SHIFT + order)) + (v.vm_pgoff >> order)
 
 
-@compiled
+@far
 def alloc_buddy_frozen_folio(mem: Memory, h: int, gfp: int, user_addr: int, nid: int, cpu: int) -> int:
     """Allocate a huge folio from the buddy lists, outside of the pool yet, or NO_PAGE.
 
@@ -124,7 +124,7 @@ def account_surplus_hugetlb_folio(mem: Memory, h: int, pfn: int, gfp: int, cpu: 
     return pfn
 
 
-@compiled
+@far
 def alloc_surplus_hugetlb_folio(mem: Memory, h: int, gfp: int, user_addr: int, nid: int, cpu: int) -> int:
     """Allocate a page beyond the persistent pool, without a reference (kernel: same name).
 
@@ -141,7 +141,7 @@ def alloc_surplus_hugetlb_folio(mem: Memory, h: int, gfp: int, user_addr: int, n
     return account_surplus_hugetlb_folio(mem, h, pfn, gfp, cpu)
 
 
-@compiled
+@far
 def free_pool_huge_folio(mem: Memory, h: int, acct_surplus: bool, cpu: int) -> bool:
     """Take a free page out of the pool and free it; False if there is none.
 
@@ -158,7 +158,7 @@ def free_pool_huge_folio(mem: Memory, h: int, acct_surplus: bool, cpu: int) -> b
     return True
 
 
-@compiled
+@far
 def gather_surplus_pages(mem: Memory, h: int, delta: int, nid: int, cpu: int) -> bool:
     """Reserve `delta` more pages, allocating what the pool lacks (kernel: same name).
 
@@ -338,7 +338,7 @@ def add_pool_folio(mem: Memory, h: int, pfn: int) -> None:
     enqueue_hugetlb_folio(mem, h, pfn)
 
 
-@compiled
+@far
 def alloc_pool_huge_folio(mem: Memory, h: int, cpu: int) -> bool:
     """Add a page to the persistent pool, the nodes in turn; False if there is none (kernel: same name).
 

@@ -24,7 +24,7 @@ from __future__ import annotations
 from typing import Final
 
 from hostzero.errors import VmBug
-from hostzero.jit import compiled, inline
+from hostzero.jit import compiled, far, inline
 from hostzero.mm.debug import VM_BUG_ON_PAGE
 from hostzero.mm.list import list_add, list_add_tail, list_del, list_empty, list_first, list_next
 from hostzero.mm.mmzone import (
@@ -153,7 +153,7 @@ def dequeue_hugetlb_folio_node_exact(mem: Memory, h: int, nid: int) -> int:
     return NO_PAGE
 
 
-@compiled
+@far
 def dequeue_hugetlb_folio_nodemask(mem: Memory, h: int, nid: int) -> int:
     """Take a free folio from the nearest node that has one, or NO_PAGE (kernel: same name).
 
@@ -171,7 +171,7 @@ def dequeue_hugetlb_folio_nodemask(mem: Memory, h: int, nid: int) -> int:
     return NO_PAGE
 
 
-@compiled
+@far
 def remove_hugetlb_folio(mem: Memory, h: int, pfn: int, adjust_surplus: bool) -> None:
     """Take a folio out of its pool; it is an ordinary frozen compound page then (kernel: same name)."""
     nid = folio_nid(mem, pfn)
@@ -237,7 +237,7 @@ def take_deferred(mem: Memory) -> int:
     return pfn
 
 
-@compiled
+@far
 def return_huge_folio(mem: Memory, pfn: int) -> bool:
     """Give a folio without references back to its pool; True if it left the pool instead.
 

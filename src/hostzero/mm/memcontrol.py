@@ -17,7 +17,7 @@ from typing import Final
 import numpy as np
 
 from hostzero.errors import MmError, UsageError
-from hostzero.jit import compiled, inline
+from hostzero.jit import compiled, far, inline
 from hostzero.mm.mmzone import NR_MEMCGS, UNLIMITED, Memory
 from hostzero.mm.page_flags import compound_order
 from hostzero.units import PAGE_SHIFT, PAGE_SIZE
@@ -60,7 +60,7 @@ def mem_cgroup_charge(mem: Memory, pfn: int, nr_pages: int, memcg: int) -> bool:
     return charge_memcg(mem, pfn, nr_pages, memcg)
 
 
-@compiled
+@far
 def charge_memcg(mem: Memory, pfn: int, nr_pages: int, memcg: int) -> bool:
     """Charge a folio to a cgroup that is not the root (kernel: same name)."""
     if not page_counter_try_charge(mem, memcg, nr_pages):
@@ -77,7 +77,7 @@ def mem_cgroup_uncharge(mem: Memory, pfn: int) -> None:
         uncharge_folio(mem, pfn)
 
 
-@compiled
+@far
 def uncharge_folio(mem: Memory, pfn: int) -> None:
     """Give back the charge of a folio that has one (kernel: same name)."""
     memcg = mem.mem_map[pfn].memcg_data - 1

@@ -12,7 +12,7 @@ page is: it held an owner's data, and whatever was known of it before is known n
 from __future__ import annotations
 
 from hostzero.errors import VmBug
-from hostzero.jit import compiled
+from hostzero.jit import compiled, far
 from hostzero.mm.buddy import FPI_NONE
 from hostzero.mm.clear_page import copy_pages
 from hostzero.mm.debug import VM_BUG_ON_PAGE
@@ -55,7 +55,7 @@ MIGRATED_FLAGS = (
 _STAYS_PUT = PG_locked | PG_writeback | PG_reserved | PG_private
 
 
-@compiled
+@far
 def folio_isolate(mem: Memory, pfn: int) -> bool:
     """Isolate the anonymous folio that `pfn` heads; False if it cannot be moved.
 
@@ -97,7 +97,7 @@ def free_unused_target(mem: Memory, pfn: int, order: int, cpu: int) -> None:
     __free_frozen_pages(mem, pfn, order, FPI_NONE, cpu)
 
 
-@compiled
+@far
 def migrate_folio(mem: Memory, dst: int, src: int, cpu: int) -> bool:
     """Move the isolated folio `src` to `dst` and free its pages; False if it is pinned.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hostzero.jit import compiled
+from hostzero.jit import FAR_SLOTS, compiled, link
 from hostzero.mm.buddy import FPI_TO_TAIL, split_large_buddy
 from hostzero.mm.list import LIST_POISON
 from hostzero.mm.mmzone import (
@@ -206,6 +206,7 @@ def build_memory(
         pageblock=np.full(-(-nr_pages // PAGEBLOCK_NR_PAGES), MIGRATE_MOVABLE, dtype=np.int64),
         zonelists=build_bind_zonelists(zonelists, zones),
         vm=vm,
+        far=np.full(FAR_SLOTS, 0, dtype=np.int64),
         ram=ram,
         mms=_resident(NR_MMS, MM_DTYPE),
         memcg=_resident(NR_MEMCGS, MEMCG_DTYPE),
@@ -215,6 +216,7 @@ def build_memory(
         cc=_resident(1, COMPACT_DTYPE),
         kernel_lines=np.full(nr_pages if aliasing else 0, 0, dtype=np.int64),
     )
+    link(mem)
     vm[0].nr_pages = nr_pages
     vm[0].nr_zones = len(zones)
     vm[0].nr_cpus = nr_cpus

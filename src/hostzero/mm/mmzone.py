@@ -293,6 +293,7 @@ class Memory(NamedTuple):
     zonelists: Any
     vm: Any
     ram: Any
+    far: Any  # addresses of compiled functions (`jit.far`)
     mms: Any  # address spaces by mm_id - 1
     memcg: Any  # memory cgroups; 0 is the root
     hstate: Any  # hugetlb pools by page size

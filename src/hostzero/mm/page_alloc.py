@@ -8,7 +8,7 @@ The way of an allocation: `__alloc_frozen_pages` â†’ `get_page_from_freelist` â†
 
 from __future__ import annotations
 
-from hostzero.jit import compiled, inline
+from hostzero.jit import compiled, far, inline
 from hostzero.mm.buddy import __rmqueue_smallest
 from hostzero.mm.compaction import (
     COMPACT_DEFERRED,
@@ -63,7 +63,7 @@ from hostzero.mm.prep import check_new_pages, prep_new_page
 from hostzero.mm.watermark import __zone_watermark_ok, watermark, zone_allowed
 
 
-@compiled
+@far
 def rmqueue_buddy(
     mem: Memory, zone: int, order: int, migratetype: int, alloc_flags: int, gfp: int
 ) -> tuple[int, bool]:
@@ -126,7 +126,7 @@ def get_page_from_freelist(
     return NO_PAGE
 
 
-@compiled
+@far
 def __alloc_pages_direct_compact(
     mem: Memory, gfp: int, order: int, alloc_flags: int, user_addr: int, node: int, prio: int, cpu: int
 ) -> tuple[int, int]:
@@ -156,7 +156,7 @@ def __alloc_pages_direct_compact(
     return pfn, result
 
 
-@compiled
+@far
 def __alloc_pages_slowpath(mem: Memory, gfp: int, order: int, user_addr: int, node: int, cpu: int) -> int:
     """Try again nearer to the reserves, then with everything parked given back.
 
@@ -202,7 +202,7 @@ def __alloc_pages_slowpath(mem: Memory, gfp: int, order: int, user_addr: int, no
     return pfn
 
 
-@compiled
+@far
 def alloc_from_zonelists(mem: Memory, gfp: int, order: int, user_addr: int, node: int, cpu: int) -> int:
     """Allocate a block from any zone, or return NO_PAGE: the whole of `__alloc_frozen_pages`."""
     alloc_flags = ALLOC_WMARK_LOW

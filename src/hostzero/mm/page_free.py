@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from hostzero.errors import VmBug
-from hostzero.jit import compiled, inline
+from hostzero.jit import compiled, far, inline
 from hostzero.mm.buddy import FPI_NONE, FPI_PREPARED, FPI_TRYLOCK, FPI_ZEROED, split_large_buddy
 from hostzero.mm.debug import VM_BUG_ON_PAGE, lockdep_assert_zone_not_held
 from hostzero.mm.hugetlb_pool import folio_test_hugetlb, return_huge_folio
@@ -94,7 +94,7 @@ def free_deferred_pages(mem: Memory, zone: int) -> None:
         split_large_buddy(mem, zone, pfn, order, FPI_NONE, False)
 
 
-@compiled
+@far
 def free_one_page(mem: Memory, zone: int, pfn: int, order: int, fpi_flags: int) -> None:
     """Free a prepared block under the zone lock, and what was deferred before it (kernel: same name).
 
@@ -111,7 +111,7 @@ def free_one_page(mem: Memory, zone: int, pfn: int, order: int, fpi_flags: int) 
     split_large_buddy(mem, zone, pfn, order, fpi_flags, False)
 
 
-@compiled
+@far
 def __free_pages_ok(mem: Memory, pfn: int, order: int, fpi_flags: int) -> None:
     """Free a block that has no per-CPU list (kernel: same name; patch 33)."""
     if not __free_pages_prepare(mem, pfn, order, fpi_flags):
@@ -149,7 +149,7 @@ def __free_frozen_pages(mem: Memory, pfn: int, order: int, fpi_flags: int, cpu: 
     free_frozen_page_commit(mem, zone, pfn, migratetype, order, fpi_flags, cpu)
 
 
-@compiled
+@far
 def free_huge_folio(mem: Memory, pfn: int, cpu: int) -> None:
     """Give a huge folio without references to its pool, or to the buddy lists (kernel: same name)."""
     order = compound_order(mem, pfn)

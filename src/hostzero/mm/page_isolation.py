@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from hostzero.jit import compiled, inline
+from hostzero.jit import compiled, far, inline
 from hostzero.mm.buddy import (
     FPI_NONE,
     FPI_SKIP_REPORT_NOTIFY,
@@ -114,7 +114,7 @@ def find_large_buddy(mem: Memory, start: int) -> int:
     return start
 
 
-@compiled
+@far
 def __move_freepages_block_isolate(mem: Memory, pfn: int, isolate: bool) -> bool:
     """Move a pageblock's free blocks to the isolated lists or back; False if it cannot be done.
 
@@ -188,7 +188,7 @@ def has_unmovable_pages(mem: Memory, start: int, end: int, mode: int) -> int:
     return NO_PAGE
 
 
-@compiled
+@far
 def set_migratetype_isolate(mem: Memory, pfn: int, mode: int) -> bool:
     """Isolate a pageblock; False (-EBUSY) if it is already, or something in it cannot move.
 
@@ -203,7 +203,7 @@ def set_migratetype_isolate(mem: Memory, pfn: int, mode: int) -> bool:
     return __move_freepages_block_isolate(mem, start, True)
 
 
-@compiled
+@far
 def unset_migratetype_isolate(mem: Memory, pfn: int) -> None:
     """Give an isolated pageblock its migrate type back (kernel: same name).
 

@@ -9,7 +9,7 @@ drains it. `high` and `batch` stay at their boot values, as with
 
 from __future__ import annotations
 
-from hostzero.jit import compiled, inline
+from hostzero.jit import compiled, far, inline
 from hostzero.mm.buddy import FPI_NONE, FPI_TRYLOCK, __free_one_page
 from hostzero.mm.debug import lockdep_assert_zone_not_held
 from hostzero.mm.fallback import __rmqueue, own_migratetype
@@ -62,7 +62,7 @@ def nr_pcp_alloc(batch: int, order: int) -> int:
     return batch
 
 
-@compiled
+@far
 def rmqueue_bulk(
     mem: Memory, zone: int, order: int, count: int, head: int, migratetype: int, alloc_flags: int
 ) -> int:
@@ -127,7 +127,7 @@ def pcp_fitting(
     return NO_PAGE if list_empty(mem, head) else list_first(mem, head)
 
 
-@compiled
+@far
 def rmqueue_pcplist_fitting(
     mem: Memory, zone: int, order: int, migratetype: int, alloc_flags: int, gfp: int, cpu: int
 ) -> tuple[int, bool]:
@@ -188,7 +188,7 @@ def rmqueue_pcplist(
     return __rmqueue_pcplist(mem, zone, order, migratetype, alloc_flags, cpu)
 
 
-@compiled
+@far
 def free_pcppages_bulk(mem: Memory, zone: int, cpu: int, count: int, pindex: int) -> None:
     """Give at least `count` pages back to the buddy lists, coldest first, list by list."""
     lockdep_assert_zone_not_held(mem, zone)
@@ -227,7 +227,7 @@ def free_frozen_page_commit(
         free_pcppages_bulk(mem, zone, cpu, max(pcp.batch, pcp.count - pcp.high + pcp.batch), pindex)
 
 
-@compiled
+@far
 def drain_all_pages(mem: Memory) -> None:
     """Give every parked page of every CPU back to the buddy lists."""
     for cpu in range(mem.vm[0].nr_cpus):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from hostzero.jit import compiled, inline
+from hostzero.jit import compiled, far, inline
 from hostzero.mm.cachealias import flush_dcache_folio
 from hostzero.mm.gfp import __GFP_ZERO, GFP_KERNEL_ACCOUNT, USER_ADDR_NONE
 from hostzero.mm.mmzone import NO_PAGE, Memory
@@ -67,7 +67,7 @@ __all__ = [
 _TABLE_FLAGS: Final = PAGE_PRESENT | PAGE_RW | PAGE_USER | PAGE_ACCESSED
 
 
-@compiled
+@far
 def alloc_table(mem: Memory, node: int, cpu: int) -> int:
     """Allocate a zeroed table page, or return NO_PAGE (kernel: `pagetable_alloc`)."""
     pfn = alloc_pages(mem, GFP_KERNEL_ACCOUNT | __GFP_ZERO, 0, USER_ADDR_NONE, node, cpu)
@@ -90,7 +90,7 @@ def table_alloc(mem: Memory, word: int, node: int, cpu: int) -> bool:
     return True
 
 
-@compiled
+@far
 def free_table(mem: Memory, pfn: int, cpu: int) -> None:
     """Free a table page (kernel: `pagetable_free`)."""
     mem.mem_map[pfn].page_type = PGTY_none
@@ -112,7 +112,7 @@ def pmd_alloc(mem: Memory, pgd: int, addr: int, node: int, cpu: int) -> int:
     return table_word(table, addr, PMD_SHIFT)
 
 
-@compiled
+@far
 def free_empty_tables(mem: Memory, pgd: int, start: int, end: int, cpu: int) -> None:
     """Free the tables under `[start, end)` that have become empty (kernel: `free_pgtables`)."""
     addr = start & ~((1 << PMD_SHIFT) - 1)

@@ -11,7 +11,7 @@ clears the state is in docs/architecture.md.
 from __future__ import annotations
 
 from hostzero.errors import VmBug
-from hostzero.jit import compiled, inline
+from hostzero.jit import compiled, far, inline
 from hostzero.mm.buddy import FPI_NONE, FPI_PREPARED, FPI_ZEROED, __free_one_page
 from hostzero.mm.cachealias import flush_dcache_folio
 from hostzero.mm.clear_page import (
@@ -89,7 +89,7 @@ def check_new_pages(mem: Memory, pfn: int, order: int) -> bool:
     return new_pages_are_bad(mem, pfn, order)
 
 
-@compiled
+@far
 def new_pages_are_bad(mem: Memory, pfn: int, order: int) -> bool:
     """Return whether a page of the block is bad, having reported it."""
     for page in range(pfn, pfn + (1 << order)):
@@ -99,7 +99,7 @@ def new_pages_are_bad(mem: Memory, pfn: int, order: int) -> bool:
     return False
 
 
-@compiled
+@far
 def free_tail_pages_prepare(mem: Memory, pfn: int, order: int, check: bool) -> int:
     """Undo a block's tails; return how many of them are bad (kernel: `free_tail_page_prepare`)."""
     m = mem.mem_map
@@ -126,7 +126,7 @@ def free_tail_pages_prepare(mem: Memory, pfn: int, order: int, check: bool) -> i
     return bad
 
 
-@compiled
+@far
 def overwrite_freed_pages(mem: Memory, pfn: int, order: int, fpi_flags: int) -> None:
     """Poison or zero a freed block, as configured.
 
@@ -145,7 +145,7 @@ def overwrite_freed_pages(mem: Memory, pfn: int, order: int, fpi_flags: int) -> 
         vm.zeroed_bytes += 1 << (order + PAGE_SHIFT)
 
 
-@compiled
+@far
 def free_healthy_pages(mem: Memory, pfn: int, order: int) -> bool:
     """Free a block page by page if some of it is broken; return whether that was done.
 
@@ -228,7 +228,7 @@ def zero_new_pages(mem: Memory, pfn: int, order: int, gfp: int, user_addr: int) 
         flush_dcache_folio(mem, pfn, order)
 
 
-@compiled
+@far
 def init_with_aliasing_caches(
     mem: Memory, pfn: int, order: int, gfp: int, user_addr: int, init: bool
 ) -> bool:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from hostzero.jit import compiled, inline
+from hostzero.jit import compiled, far, inline
 from hostzero.mm.anon_folio import (
     alloc_charged_folio,
     anon_folio_orders,
@@ -108,7 +108,7 @@ def mapped_by_one_range(mem: Memory, word: int, end: int, head: int) -> bool:
     return True
 
 
-@compiled
+@far
 def swap_out_folio(mem: Memory, word: int, head: int, slot: int, cpu: int) -> None:
     """Write a folio to its slots and free it; its PTEs, from `word` on, name the slots.
 
@@ -124,7 +124,7 @@ def swap_out_folio(mem: Memory, word: int, head: int, slot: int, cpu: int) -> No
         put_page(mem, head, cpu)
 
 
-@compiled
+@far
 def pageout_pte_range(mem: Memory, word: int, end: int, cpu: int) -> bool:
     """Swap out what the PTEs `[word, end)` map; False when the swap area is full.
 
