@@ -250,8 +250,10 @@ def test_a_first_private_write_copies_at_once(mm: MemoryManager) -> None:
     page_bytes(mm, int(file.pages[0]), 512)[:] = 0x21
     with mm.spawn() as process:
         addr = process.mmap(HUGE, file=file)
+        before = mm.vm_stats().zeroed_bytes
         process.write(addr, b"x")
         assert mm.vm_stats().pgfault == 1
+        assert mm.vm_stats().zeroed_bytes - before < HUGE, "every byte of a copy is written anyway"
         assert mapped(mm, process, addr) == b"x" + contents(0x21, HUGE - 1)
         assert page_bytes(mm, int(file.pages[0]))[0] == 0x21
         verify(mm)

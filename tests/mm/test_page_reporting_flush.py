@@ -155,6 +155,16 @@ def test_flush_while_idle_runs_at_once(scattered: MemoryManager) -> None:
     assert len(host.calls) == 2
 
 
+def test_flush_makes_a_pass_when_none_is_queued(scattered: MemoryManager) -> None:
+    """What a smaller order makes worth reporting is no free, and so queues nothing by itself."""
+    host = FakeHost(scattered, capacity=32, order=5).register()
+    scattered.clock.advance(2)
+    assert host.calls == []
+    scattered.page_reporting.order = 4
+    assert scattered.page_reporting.flush(1) >= 1
+    assert set(host.blocks()) <= set(SCATTERED)
+
+
 def test_flush_ends_with_a_device_that_always_fails(scattered: MemoryManager) -> None:
     host = FakeHost(scattered, capacity=32, order=4).register()
     host.fail = OSError("device gone")
