@@ -180,13 +180,18 @@ class Hugetlb:
         self._last_number += 1
         number = self._last_number
         mapping = HugetlbMapping(file, shared=shared, pages=last, vmas=lambda: vmas(number))
+        pages = len(file.pages)
         file.grow(last)  # a mapping that can be written extends its file
         if not v.vm_flags & VM_NORESERVE:
-            if shared:
-                file.reserve(first, last, node=int(v.node), cpu=cpu)
-            else:
-                self.acct_memory(file.h, last - first, node=int(v.node), cpu=cpu)
-                mapping.resv[first:last] = 1
+            try:
+                if shared:
+                    file.reserve(first, last, node=int(v.node), cpu=cpu)
+                else:
+                    self.acct_memory(file.h, last - first, node=int(v.node), cpu=cpu)
+                    mapping.resv[first:last] = 1
+            except OutOfMemory:
+                file.pages, file.resv = file.pages[:pages].copy(), file.resv[:pages].copy()
+                raise
         v.hstate, v.file, v.vm_pgoff = file.h, number, offset >> PAGE_SHIFT
         v.vm_flags |= VM_HUGETLB
         self._mappings[number] = mapping
