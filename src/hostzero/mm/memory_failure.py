@@ -55,6 +55,7 @@ from hostzero.mm.page_free import put_page
 from hostzero.mm.pcplist import drain_all_pages
 from hostzero.mm.pgtable import NO_ENTRY, PAGE_PSE, entry, entry_pfn, pmd_offset, pte_word
 from hostzero.mm.prep import overwrite_freed_pages
+from hostzero.mm.swapops import pte_present
 from hostzero.units import PAGE_SHIFT
 
 if TYPE_CHECKING:
@@ -239,7 +240,8 @@ class MemoryFailure:
         if (head := int(compound_head(mem, pfn))) and int(compound_order(mem, head)):
             split_folio(mem, head, 0)
         word = int(pte_word(mem, pmd, addr))
-        if int(entry_pfn(entry(mem, word))) != pfn:
+        value = int(entry(mem, word))
+        if not pte_present(value) or int(entry_pfn(value)) != pfn:  # a slot has a number too
             return MF_FAILED
         mem.ram[word] = 0
         mem.mem_map[pfn]._mapcount = -1
