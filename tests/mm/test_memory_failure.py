@@ -442,3 +442,56 @@ def test_a_pool_passes_over_a_huge_page_with_a_broken_part(boot: Boot, part: int
         with pytest.raises(OutOfMemory, match="SIGBUS"):
             process.touch(process.mmap(HUGE, MAP_HUGETLB | MAP_NORESERVE), HUGE)
     verify(mm)
+
+
+def test_one_broken_tail_costs_one_page_when_the_pool_is_given_up(boot: Boot) -> None:
+    """The mark on the head stands for the folio; it must neither count nor outlive the pool."""
+    mm = pool(boot(16), 2)
+    before = free_pages(mm)
+    head, other = in_pool(mm)
+    tail = head + 300
+    assert fail(mm, tail) == fail(mm, head + 400) == MF_IGNORED
+    assert not mm.memory_failure.unpoison_memory(Pfn(head))
+    assert mm.memory_failure.unpoison_memory(Pfn(head + 400))
+    assert broken(mm, head)
+    assert mm.memory_failure.num_poisoned_pages == 1
+    mm.hugetlb.set_nr_hugepages(0)
+    assert not broken(mm, head)
+    assert free_pages(mm) == before + 1023
+    verify(mm)
+    assert mm.memory_failure.unpoison_memory(Pfn(tail))
+    assert (free_pages(mm), mm.memory_failure.num_poisoned_pages) == (before + 1024, 0)
+    assert other
+
+
+def test_a_head_that_breaks_after_its_tail_and_a_tail_after_its_head(boot: Boot) -> None:
+    mm = pool(boot(16), 2)
+    head, _ = in_pool(mm)
+    assert fail(mm, head + 1) == fail(mm, head) == MF_IGNORED
+    with pytest.raises(MmError, match="-EHWPOISON"):
+        fail(mm, head)
+    assert mm.memory_failure.num_poisoned_pages == 2
+    assert mm.memory_failure.unpoison_memory(Pfn(head))
+    assert broken(mm, head)  # for the tail, now
+    assert mm.memory_failure.unpoison_memory(Pfn(head + 1))
+    assert not broken(mm, head)
+    assert mm.memory_failure.num_poisoned_pages == 0
+
+
+def test_a_slot_with_the_number_of_a_broken_page_is_left_alone(boot: Boot) -> None:
+    """A page unmapped out of a larger folio breaks; at its address there is a swap entry by now."""
+    mm = boot(16, anon_orders=(2,), thp="never", swap_size=8 * HUGE // 2)
+    with mm.spawn() as process:
+        addr = process.mmap(4 * PAGE_SIZE)
+        process.fill(addr, 4 * PAGE_SIZE, 7)
+        pfn = pfn_at(mm, process, addr)
+        assert pfn is not None
+        assert pfn % 4 == 0
+        process.madvise(addr, PAGE_SIZE, MADV_DONTNEED)
+        process.fill(addr, PAGE_SIZE, 9)
+        mm.mem.vm[0].swap_next = pfn
+        process.madvise(addr, PAGE_SIZE, MADV_PAGEOUT)
+        assert mm.mem.swap_map[pfn] == 1
+        assert fail(mm, pfn) == MF_FAILED
+        assert process.read(addr, 2 * PAGE_SIZE) == bytes([9]) * PAGE_SIZE + bytes([7]) * PAGE_SIZE
+    verify(mm)
