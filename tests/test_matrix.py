@@ -7,6 +7,7 @@ from itertools import product
 
 import pytest
 
+import tests.scenarios_mm  # noqa: F401  registers its scenarios
 from hostzero.mm import MmConfig
 from tests.scenarios import SCENARIOS, Scenario, believes, check, machine_of
 

@@ -6,10 +6,12 @@ from __future__ import annotations
 import pytest
 
 from hostzero.errors import OutOfMemory
+from hostzero.mm.cachealias import evict_all
 from hostzero.mm.gfp import USER_ADDR_NONE
 from hostzero.mm.hugetlb_pool import HPG_cma
+from hostzero.mm.mempolicy import MPOL_BIND
 from hostzero.mm.mmap import MAP_HUGETLB, MAP_NORESERVE
-from hostzero.mm.mmzone import NO_PAGE
+from hostzero.mm.mmzone import NO_PAGE, ZoneSpec
 from hostzero.units import PAGE_SIZE
 from tests.mm.conftest import Boot
 from tests.mm.guest import dirty_free_memory, page_bytes, reads_zero, verify
@@ -205,3 +207,37 @@ def test_a_gigantic_copy_is_not_zeroed(boot: Boot) -> None:
     file.close()
     assert mm.cma.available_count == 2 * 2048
     verify(mm)
+
+
+def test_a_cma_page_reads_zero_where_the_data_cache_aliases(boot: Boot) -> None:
+    """The area is not told the user's address: its zeros must not stay in the kernel's lines."""
+    mm = boot(32, gigantic_order=GIGANTIC, cma_pages=2048, dcache_aliasing=True)
+    dirty_free_memory(mm)
+    mm.hugetlb.set_nr_overcommit(1, GIGANTIC)
+    with mm.spawn() as process:
+        addr = process.mmap(GIGANTIC_SIZE, MAP_HUGETLB | MAP_GIGANTIC | MAP_NORESERVE)
+        process.write(addr, b"x")
+        assert head_at(mm, process, addr) >= mm.cma.base_pfn
+        evict_all(mm.mem)
+        assert mapped(mm, process, addr, GIGANTIC_SIZE) == b"x" + bytes(GIGANTIC_SIZE - 1)
+        verify(mm)
+
+
+@pytest.mark.parametrize("cma", [0, 2560])
+def test_a_bound_mapping_has_no_gigantic_page_of_another_node(boot: Boot, cma: int) -> None:
+    """MPOL_BIND forbids what a preferred node only prefers, the CMA area's node included."""
+    half = 4096
+    zones = (ZoneSpec("Normal", 0, half, 0), ZoneSpec("Normal", half, 2 * half, 1))
+    mm = boot(32, gigantic_order=GIGANTIC, zones=zones, cma_pages=cma)
+    mm.hugetlb.set_nr_overcommit(2, GIGANTIC)
+    with mm.spawn() as process:
+        addr = process.mmap(2 * GIGANTIC_SIZE, MAP_HUGETLB | MAP_GIGANTIC | MAP_NORESERVE)
+        process.mbind(addr, 2 * GIGANTIC_SIZE, MPOL_BIND, 1)
+        process.write(addr, b"x")
+        assert head_at(mm, process, addr) < half
+        with pytest.raises(OutOfMemory, match="SIGBUS"):
+            process.write(addr + GIGANTIC_SIZE, b"x")
+        process.mbind(addr, 2 * GIGANTIC_SIZE, MPOL_BIND, 2)
+        process.write(addr + GIGANTIC_SIZE, b"x")
+        assert head_at(mm, process, addr + GIGANTIC_SIZE) >= half
+        verify(mm)

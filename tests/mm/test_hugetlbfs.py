@@ -290,3 +290,16 @@ def test_a_driver_gets_no_broken_page(mm: MemoryManager, file: HugetlbFile) -> N
         file.memfd_alloc_folio(0)
     assert mm.hugetlb.counters() == counters(4, 4)
     assert file.resv.tolist() == [0, 0, 0]
+
+
+def test_a_mapping_that_is_refused_leaves_the_file_as_long_as_it_was(boot: Boot) -> None:
+    """Linux extends the file after the pages are reserved."""
+    mm = boot(8)
+    file = mm.hugetlb.create_file(HUGE)
+    with mm.spawn() as process:
+        for flags in (MAP_SHARED, 0):
+            with pytest.raises(OutOfMemory, match="cannot be reserved"):
+                process.mmap(3 * HUGE, flags, file=file)
+            assert file.size == HUGE
+    file.close()
+    verify(mm)

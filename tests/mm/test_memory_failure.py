@@ -10,6 +10,7 @@ import pytest
 
 from hostzero.errors import MmError, OutOfMemory, UsageError
 from hostzero.mm import MemoryManager
+from hostzero.mm.buddy import FPI_TRYLOCK, FPI_ZEROED
 from hostzero.mm.flag_steps import ZoneLock
 from hostzero.mm.gfp import GFP_COMP, GFP_HIGHUSER_MOVABLE, GFP_KERNEL, GFP_ZERO
 from hostzero.mm.memory_failure import (
@@ -20,8 +21,16 @@ from hostzero.mm.memory_failure import (
     put_page_back_buddy,
     take_page_off_buddy,
 )
-from hostzero.mm.mmap import MADV_DONTNEED, MADV_NOHUGEPAGE, MAP_FIXED, MAP_HUGETLB, MAP_NORESERVE
+from hostzero.mm.mmap import (
+    MADV_DONTNEED,
+    MADV_NOHUGEPAGE,
+    MADV_PAGEOUT,
+    MAP_FIXED,
+    MAP_HUGETLB,
+    MAP_NORESERVE,
+)
 from hostzero.mm.page_flags import PG_dirty, PG_hwpoison, PG_reported, PG_zeroed
+from hostzero.mm.page_free import __free_frozen_pages as _free_frozen_pages
 from hostzero.units import PAGE_SIZE, Pfn
 from tests.mm.conftest import Boot
 from tests.mm.guest import dirty, free_lists, is_marked_zero, page_bytes, pcp_lists, reads_zero, verify
@@ -292,7 +301,7 @@ def test_a_kernel_block_is_freed_without_its_broken_page(
 
 
 def test_a_page_that_breaks_while_it_is_isolated_is_not_handed_out(boot: Boot) -> None:
-    """During a report it is on no list; the check at allocation is the last gate."""
+    """During a report it is on no list; when the block is put back it stays out, and only it does."""
     mm = boot(8, debug_vm=False)
     host = FakeHost(mm, order=9, capacity=1).register()
     isolated: list[int] = []
@@ -303,9 +312,44 @@ def test_a_page_that_breaks_while_it_is_isolated_is_not_handed_out(boot: Boot) -
             assert fail(mm, isolated[0]) == MF_IGNORED
 
     host.during = during
+    before = free_pages(mm)
     mm.page_reporting.flush(1)
+    assert free_pages(mm) == before - 1
+    assert mm.vm_stats().bad_pages == 0
+    verify(mm)
     assert isolated[0] not in all_pages(mm)
-    assert mm.vm_stats().bad_pages == 1
+    assert mm.memory_failure.unpoison_memory(Pfn(isolated[0]))
+    assert free_pages(mm) == 1
+
+
+@pytest.mark.parametrize("breaks", ["before", "while it waits"])
+@pytest.mark.parametrize("zeroed", [False, True])
+def test_a_deferred_block_is_freed_without_its_broken_page(boot: Boot, breaks: str, zeroed: bool) -> None:
+    """The zone lock is held at the free: the lists must not move before it is released."""
+    mm = boot(8, debug_vm=False)
+    pfn, other = mm.alloc_pages(GFP_KERNEL | GFP_ZERO, 5), mm.alloc_pages(GFP_KERNEL)
+    before, freed = free_pages(mm), mm.vm_stats().pgfree
+    if breaks == "before":
+        assert fail(mm, pfn + 7) == MF_IGNORED
+    mm.mem.mem_map[pfn]._refcount = 0
+    with mm.zone_lock():
+        lists = free_lists(mm.mem)
+        _free_frozen_pages(mm.mem, pfn, 5, FPI_TRYLOCK | (FPI_ZEROED if zeroed else 0), 0)
+        assert free_lists(mm.mem) == lists
+        verify(mm)
+    if breaks != "before":
+        assert fail(mm, pfn + 7) == MF_IGNORED
+    mm.free_pages(mm.alloc_pages(GFP_KERNEL, 5), 5)  # takes the lock
+    assert free_pages(mm) == before + 31
+    assert covering(mm, pfn + 7) is None
+    assert not any(is_marked_zero(mm.mem, page) for page in range(pfn, pfn + 32))
+    verify(mm)
+    assert mm.memory_failure.unpoison_memory(Pfn(pfn + 7))
+    assert free_pages(mm) == before + 32
+    # Of a block that waited all of it was counted as freed.
+    counted = mm.vm_stats().pgfree - freed - 32
+    assert counted == (31 if breaks == "before" else 32)
+    mm.free_pages(other)
 
 
 # ------------------------------------------------------------------ back into use
@@ -397,4 +441,57 @@ def test_a_pool_passes_over_a_huge_page_with_a_broken_part(boot: Boot, part: int
         assert pfn_at(mm, process, addr) == whole
         with pytest.raises(OutOfMemory, match="SIGBUS"):
             process.touch(process.mmap(HUGE, MAP_HUGETLB | MAP_NORESERVE), HUGE)
+    verify(mm)
+
+
+def test_one_broken_tail_costs_one_page_when_the_pool_is_given_up(boot: Boot) -> None:
+    """The mark on the head stands for the folio; it must neither count nor outlive the pool."""
+    mm = pool(boot(16), 2)
+    before = free_pages(mm)
+    head, other = in_pool(mm)
+    tail = head + 300
+    assert fail(mm, tail) == fail(mm, head + 400) == MF_IGNORED
+    assert not mm.memory_failure.unpoison_memory(Pfn(head))
+    assert mm.memory_failure.unpoison_memory(Pfn(head + 400))
+    assert broken(mm, head)
+    assert mm.memory_failure.num_poisoned_pages == 1
+    mm.hugetlb.set_nr_hugepages(0)
+    assert not broken(mm, head)
+    assert free_pages(mm) == before + 1023
+    verify(mm)
+    assert mm.memory_failure.unpoison_memory(Pfn(tail))
+    assert (free_pages(mm), mm.memory_failure.num_poisoned_pages) == (before + 1024, 0)
+    assert other
+
+
+def test_a_head_that_breaks_after_its_tail_and_a_tail_after_its_head(boot: Boot) -> None:
+    mm = pool(boot(16), 2)
+    head, _ = in_pool(mm)
+    assert fail(mm, head + 1) == fail(mm, head) == MF_IGNORED
+    with pytest.raises(MmError, match="-EHWPOISON"):
+        fail(mm, head)
+    assert mm.memory_failure.num_poisoned_pages == 2
+    assert mm.memory_failure.unpoison_memory(Pfn(head))
+    assert broken(mm, head)  # for the tail, now
+    assert mm.memory_failure.unpoison_memory(Pfn(head + 1))
+    assert not broken(mm, head)
+    assert mm.memory_failure.num_poisoned_pages == 0
+
+
+def test_a_slot_with_the_number_of_a_broken_page_is_left_alone(boot: Boot) -> None:
+    """A page unmapped out of a larger folio breaks; at its address there is a swap entry by now."""
+    mm = boot(16, anon_orders=(2,), thp="never", swap_size=8 * HUGE // 2)
+    with mm.spawn() as process:
+        addr = process.mmap(4 * PAGE_SIZE)
+        process.fill(addr, 4 * PAGE_SIZE, 7)
+        pfn = pfn_at(mm, process, addr)
+        assert pfn is not None
+        assert pfn % 4 == 0
+        process.madvise(addr, PAGE_SIZE, MADV_DONTNEED)
+        process.fill(addr, PAGE_SIZE, 9)
+        mm.mem.vm[0].swap_next = pfn
+        process.madvise(addr, PAGE_SIZE, MADV_PAGEOUT)
+        assert mm.mem.swap_map[pfn] == 1
+        assert fail(mm, pfn) == MF_FAILED
+        assert process.read(addr, 2 * PAGE_SIZE) == bytes([9]) * PAGE_SIZE + bytes([7]) * PAGE_SIZE
     verify(mm)

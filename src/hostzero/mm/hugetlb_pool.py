@@ -36,7 +36,7 @@ from hostzero.mm.mmzone import (
     hugepage_freelist,
     page_zone,
 )
-from hostzero.mm.page_flags import PageHWPoison, PGTY_hugetlb, PGTY_none, compound_order
+from hostzero.mm.page_flags import PageHWPoison, PG_hwpoison, PGTY_hugetlb, PGTY_none, compound_order
 
 # Bit positions as in enum hugetlb_page_flags; HPG_zeroed comes after them.
 HPG_restore_reserve: Final = 1 << 0  # freeing the folio gives back a reservation
@@ -44,6 +44,7 @@ HPG_temporary: Final = 1 << 2  # never to enter the pool
 HPG_freed: Final = 1 << 3  # on a free list
 HPG_cma: Final = 1 << 6  # from the CMA area, to which it returns
 HPG_zeroed: Final = 1 << 7  # every byte is zero (patch 20)
+HPG_hwpoison_tail: Final = 1 << 8  # not Linux's: the head is marked broken for a tail's sake only
 
 
 @inline
@@ -173,7 +174,11 @@ def dequeue_hugetlb_folio_nodemask(mem: Memory, h: int, nid: int) -> int:
 
 @far
 def remove_hugetlb_folio(mem: Memory, h: int, pfn: int, adjust_surplus: bool) -> None:
-    """Take a folio out of its pool; it is an ordinary frozen compound page then (kernel: same name)."""
+    """Take a folio out of its pool; it is an ordinary frozen compound page then (kernel: same name).
+
+    A head that was marked broken for a tail's sake loses that mark: from here on each page
+    answers for itself (kernel: `folio_clear_hugetlb_hwpoison`).
+    """
     nid = folio_nid(mem, pfn)
     hs = mem.hstate[h]
     if (mem.mem_map[pfn].private & HPG_freed) != 0:
@@ -183,7 +188,11 @@ def remove_hugetlb_folio(mem: Memory, h: int, pfn: int, adjust_surplus: bool) ->
         hs.surplus_huge_pages_node[nid] -= 1
     hs.nr_huge_pages -= 1
     hs.nr_huge_pages_node[nid] -= 1
-    mem.mem_map[pfn].page_type = PGTY_none
+    page = mem.mem_map[pfn]
+    if (page.private & HPG_hwpoison_tail) != 0:
+        page.private &= ~HPG_hwpoison_tail
+        page.flags_f &= ~PG_hwpoison
+    page.page_type = PGTY_none
 
 
 @compiled

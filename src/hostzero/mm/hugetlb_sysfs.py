@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hostzero.errors import BadAddress, MemcgOutOfMemory, MmError, OutOfMemory, UsageError
+from hostzero.mm.cachealias import flush_dcache_folio
 from hostzero.mm.cma import cma_alloc_frozen_compound, cma_release_frozen
 from hostzero.mm.contig import alloc_contig_frozen_pages_user, free_contig_frozen_range
-from hostzero.mm.gfp import __GFP_MOVABLE, GFP_ZERO, USER_ADDR_NONE
+from hostzero.mm.gfp import __GFP_MOVABLE, GFP_THISNODE, GFP_ZERO, USER_ADDR_NONE
 from hostzero.mm.hugetlb import (
     HTLB_ALLOC_MASK,
     account_surplus_hugetlb_folio,
@@ -46,6 +47,7 @@ from hostzero.mm.hugetlb_pool import (
     take_deferred,
 )
 from hostzero.mm.hugetlbfs import HugetlbFile, HugetlbMapping
+from hostzero.mm.mempolicy import MPOL_BIND, vma_node
 from hostzero.mm.mmzone import HPAGE_PMD_ORDER, MAX_PAGE_ORDER, NO_PAGE
 from hostzero.mm.page_flags import PGTY_hugetlb, PGTY_none
 from hostzero.mm.page_free import free_huge_folio
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
     from hostzero.mm.manager import MemoryManager
 
 MAX_GIGANTIC_ORDER = 18  # 1 GiB: what the entries of one PMD table map
+_ANY_NODE = -1  # a mask of all nodes
 GFP_GIGANTIC = HTLB_ALLOC_MASK & ~__GFP_MOVABLE  # gigantic pages do not migrate
 
 
@@ -180,13 +183,18 @@ class Hugetlb:
         self._last_number += 1
         number = self._last_number
         mapping = HugetlbMapping(file, shared=shared, pages=last, vmas=lambda: vmas(number))
+        pages = len(file.pages)
         file.grow(last)  # a mapping that can be written extends its file
         if not v.vm_flags & VM_NORESERVE:
-            if shared:
-                file.reserve(first, last, node=int(v.node), cpu=cpu)
-            else:
-                self.acct_memory(file.h, last - first, node=int(v.node), cpu=cpu)
-                mapping.resv[first:last] = 1
+            try:
+                if shared:
+                    file.reserve(first, last, node=int(v.node), cpu=cpu)
+                else:
+                    self.acct_memory(file.h, last - first, node=int(v.node), cpu=cpu)
+                    mapping.resv[first:last] = 1
+            except OutOfMemory:
+                file.pages, file.resv = file.pages[:pages].copy(), file.resv[:pages].copy()
+                raise
         v.hstate, v.file, v.vm_pgoff = file.h, number, offset >> PAGE_SHIFT
         v.vm_flags |= VM_HUGETLB
         self._mappings[number] = mapping
@@ -209,13 +217,17 @@ class Hugetlb:
             )
             return at, code
 
-        self.resolve(fault, int(vma[0].hstate), int(vma[0].node))
+        node = int(vma_node(self.mem, vma, start, mapping.file.order))
+        bound = vma[0].policy == MPOL_BIND
+        self.resolve(fault, int(vma[0].hstate), node, int(vma[0].nodemask) if bound else _ANY_NODE)
 
-    def resolve(self, fault: Callable[[int], tuple[int, int]], h: int, node: int) -> None:
+    def resolve(
+        self, fault: Callable[[int], tuple[int, int]], h: int, node: int, nodemask: int = _ANY_NODE
+    ) -> None:
         """Run `fault` until it is done, giving it the pages that compiled code cannot allocate.
 
         `fault` takes a gigantic page or NO_PAGE, and returns the address that it is about and
-        a code of `hugetlb_fault`.
+        a code of `hugetlb_fault`. Gigantic pages come from `node`, or another of `nodemask`.
 
         Raises:
             OutOfMemory: there is no huge page (SIGBUS in a real guest), or none for a page table.
@@ -238,7 +250,9 @@ class Hugetlb:
                     raise OutOfMemory(f"no page for the page table of address {addr:#x}")
                 continue
             if code in (FAULT_GIGANTIC, FAULT_GIGANTIC_ZERO):
-                fresh = self._alloc_gigantic(h, GFP_ZERO if code == FAULT_GIGANTIC_ZERO else 0, addr, node)
+                fresh = self._alloc_gigantic(
+                    h, GFP_ZERO if code == FAULT_GIGANTIC_ZERO else 0, addr, node, nodemask
+                )
             if fresh == NO_PAGE:
                 raise OutOfMemory(f"SIGBUS: no huge page for address {addr:#x}")
 
@@ -338,20 +352,30 @@ class Hugetlb:
                 return True
         return False
 
-    def _alloc_gigantic(self, h: int, gfp: int, user_addr: int, node: int) -> int:
+    def _alloc_gigantic(self, h: int, gfp: int, user_addr: int, node: int, nodemask: int = _ANY_NODE) -> int:
         """Allocate a gigantic folio outside of the pool, or NO_PAGE (kernel: `alloc_gigantic_frozen_folio`).
 
         Patch 9: both ways get the caller's `__GFP_ZERO`, so that `HPG_zeroed` is true of what
-        was allocated; the address tells a contiguous range where the page will be touched.
+        was allocated; the address tells a contiguous range where the page will be touched. The
+        CMA area has no address, so its zeros may lie in lines of the kernel's that hide the page
+        from a user (`cachealias`): they are written back, as for any page that a kernel gets.
         """
         gfp |= GFP_GIGANTIC
         order = int(self.mem.hstate[h].order)
         bits, pfn = HPG_cma, NO_PAGE
-        if self._manager.config.cma_pages:
+        if self._manager.config.cma_pages and nodemask >> int(self.mem.zone[-1].node) & 1:
             pfn = cma_alloc_frozen_compound(self._manager, order, gfp)
+            if pfn != NO_PAGE:
+                flush_dcache_folio(self.mem, pfn, order)
         if pfn == NO_PAGE:
             bits = 0
-            pfn = alloc_contig_frozen_pages_user(self._manager, order, gfp, node, user_addr)
+            nr_nodes = int(self.mem.vm[0].nr_nodes)
+            for near in range(nr_nodes):
+                nid = (node + near) % nr_nodes
+                if pfn == NO_PAGE and nodemask >> nid & 1:
+                    pfn = alloc_contig_frozen_pages_user(
+                        self._manager, order, gfp | GFP_THISNODE, nid, user_addr
+                    )
         if pfn != NO_PAGE:
             self.mem.mem_map[pfn].page_type = PGTY_hugetlb
             self.mem.mem_map[pfn].private = bits

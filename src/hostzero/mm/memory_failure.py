@@ -32,6 +32,7 @@ from hostzero.mm.buddy import __add_to_free_list as _add_to_free_list
 from hostzero.mm.flag_steps import TestSetPageHWPoison, ZoneLock, change_flags, locked, run
 from hostzero.mm.huge_memory import __split_huge_pmd as _split_huge_pmd
 from hostzero.mm.huge_memory import split_folio
+from hostzero.mm.hugetlb_pool import HPG_hwpoison_tail
 from hostzero.mm.mmzone import (
     NR_PAGE_ORDERS,
     Memory,
@@ -55,6 +56,7 @@ from hostzero.mm.page_free import put_page
 from hostzero.mm.pcplist import drain_all_pages
 from hostzero.mm.pgtable import NO_ENTRY, PAGE_PSE, entry, entry_pfn, pmd_offset, pte_word
 from hostzero.mm.prep import overwrite_freed_pages
+from hostzero.mm.swapops import pte_present
 from hostzero.units import PAGE_SHIFT
 
 if TYPE_CHECKING:
@@ -168,13 +170,17 @@ class MemoryFailure:
         mem = self._mm.mem
         if not 0 <= pfn < self._mm.nr_pages:
             raise UsageError(f"there is no page {pfn:#x}: the guest has {self._mm.nr_pages:#x}")
-        if run(locked(TestSetPageHWPoison(mem, pfn), self.lock)):
+        head = int(compound_head(mem, pfn))
+        was_marked = run(locked(TestSetPageHWPoison(mem, pfn), self.lock))
+        if was_marked and not (pfn == head and self._marked_for_a_tail(head)):
             raise MmError(f"memory_failure: -EHWPOISON: page {pfn:#x} is known to be broken")
         mem.vm[0].num_poisoned_pages += 1
-        head = int(compound_head(mem, pfn))
         if int(mem.mem_map[head].page_type) == PGTY_hugetlb:
             # The head stands for the folio (folio_set_hugetlb_hwpoison): its pool passes it over.
-            run(locked(TestSetPageHWPoison(mem, head), self.lock))
+            if pfn == head:
+                mem.mem_map[head].private &= ~HPG_hwpoison_tail
+            elif not run(locked(TestSetPageHWPoison(mem, head), self.lock)):
+                mem.mem_map[head].private |= HPG_hwpoison_tail
             return MF_IGNORED
         if int(mem.mem_map[head]._refcount) == 0:
             return self._free_page(pfn)
@@ -191,8 +197,12 @@ class MemoryFailure:
         mem = self._mm.mem
         if not 0 <= pfn < self._mm.nr_pages or not PageHWPoison(mem, pfn):
             return False
+        head = int(compound_head(mem, pfn))
+        if pfn == head and self._marked_for_a_tail(head):
+            return False
         if not put_page_back_buddy(mem, pfn):
             run(locked(change_flags(mem, pfn, clear=PG_hwpoison), self.lock))
+            self._mark_head_for_tails(head)
         mem.vm[0].num_poisoned_pages -= 1
         return True
 
@@ -211,6 +221,24 @@ class MemoryFailure:
         lost = self._lost.get(mm_id)
         if lost:
             lost -= {addr for addr in lost if start <= addr < end}
+
+    def _marked_for_a_tail(self, head: int) -> bool:
+        page = self._mm.mem.mem_map[head]
+        return page.page_type == PGTY_hugetlb and bool(int(page.private) & HPG_hwpoison_tail)
+
+    def _mark_head_for_tails(self, head: int) -> None:
+        # After a page of a huge folio was taken back into use: which of the others are broken?
+        mem = self._mm.mem
+        page = mem.mem_map[head]
+        if page.page_type != PGTY_hugetlb or (PageHWPoison(mem, head) and not self._marked_for_a_tail(head)):
+            return
+        tails = range(head + 1, head + (1 << int(compound_order(mem, head))))
+        if any(PageHWPoison(mem, tail) for tail in tails):
+            run(locked(TestSetPageHWPoison(mem, head), self.lock))
+            page.private |= HPG_hwpoison_tail
+        else:
+            run(locked(change_flags(mem, head, clear=PG_hwpoison), self.lock))
+            page.private &= ~HPG_hwpoison_tail
 
     def _free_page(self, pfn: int) -> int:
         mem = self._mm.mem
@@ -239,7 +267,8 @@ class MemoryFailure:
         if (head := int(compound_head(mem, pfn))) and int(compound_order(mem, head)):
             split_folio(mem, head, 0)
         word = int(pte_word(mem, pmd, addr))
-        if int(entry_pfn(entry(mem, word))) != pfn:
+        value = int(entry(mem, word))
+        if not pte_present(value) or int(entry_pfn(value)) != pfn:  # a slot has a number too
             return MF_FAILED
         mem.ram[word] = 0
         mem.mem_map[pfn]._mapcount = -1

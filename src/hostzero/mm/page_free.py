@@ -19,7 +19,7 @@ from hostzero.jit import compiled, far, inline
 from hostzero.mm.buddy import FPI_NONE, FPI_PREPARED, FPI_TRYLOCK, FPI_ZEROED, split_large_buddy
 from hostzero.mm.debug import VM_BUG_ON_PAGE, lockdep_assert_zone_not_held
 from hostzero.mm.hugetlb_pool import folio_test_hugetlb, return_huge_folio
-from hostzero.mm.list import list_add, list_del, list_empty, list_first
+from hostzero.mm.list import list_del, list_empty, list_first
 from hostzero.mm.memcontrol import mem_cgroup_uncharge
 from hostzero.mm.mmzone import (
     MAX_PAGE_ORDER,
@@ -35,7 +35,12 @@ from hostzero.mm.mmzone import (
 )
 from hostzero.mm.page_flags import __SetPageZeroed, compound_order
 from hostzero.mm.pcplist import free_frozen_page_commit, pcp_allowed_order
-from hostzero.mm.prep import __free_pages_prepare, fpi_zeroed_holds
+from hostzero.mm.prep import (
+    __free_pages_prepare,
+    add_page_to_zone_llist,
+    fpi_zeroed_holds,
+    free_healthy_pages,
+)
 
 
 @contextmanager
@@ -65,24 +70,12 @@ def zone_lock(mem: Memory, zone: int, cpu: int | None = None) -> Iterator[None]:
 
 
 @compiled
-def add_page_to_zone_llist(mem: Memory, zone: int, pfn: int, order: int) -> None:
-    """Defer a free until somebody takes the zone lock (kernel: same name).
-
-    The block went through prepare: what it says of itself, `PG_zeroed` included, stays true
-    while it waits, because nobody owns it.
-    """
-    mem.mem_map[pfn].private = order
-    list_add(mem, pfn, trylock_free_pages(mem, zone))
-    mem.zone[zone].nr_trylock_free += 1 << order
-
-
-@compiled
 def free_deferred_pages(mem: Memory, zone: int) -> None:
     """Free what was deferred, newest first (kernel: the loop in `free_one_page`).
 
     The kernel passes the flags of whoever happens to come along to these strangers' pages. Here
     they have none: a block is known to be zero if it says so itself, and not because the
-    caller's page is (`FPI_ZEROED`).
+    caller's page is (`FPI_ZEROED`). A page that broke while its block waited stays out.
     """
     head = trylock_free_pages(mem, zone)
     while not list_empty(mem, head):
@@ -91,6 +84,8 @@ def free_deferred_pages(mem: Memory, zone: int) -> None:
         list_del(mem, pfn)
         mem.mem_map[pfn].private = 0
         mem.zone[zone].nr_trylock_free -= 1 << order
+        if mem.vm[0].num_poisoned_pages != 0 and free_healthy_pages(mem, pfn, order, FPI_PREPARED):
+            continue
         split_large_buddy(mem, zone, pfn, order, FPI_NONE, False)
 
 

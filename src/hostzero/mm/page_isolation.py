@@ -19,6 +19,7 @@ from typing import Final
 from hostzero.jit import compiled, far, inline
 from hostzero.mm.buddy import (
     FPI_NONE,
+    FPI_PREPARED,
     FPI_SKIP_REPORT_NOTIFY,
     FPI_TO_TAIL,
     __free_one_page,
@@ -58,6 +59,7 @@ from hostzero.mm.page_flags import (
     compound_head,
     compound_order,
 )
+from hostzero.mm.prep import free_healthy_pages
 from hostzero.mm.watermark import __zone_watermark_ok
 
 PB_ISOLATE_MODE_CMA_ALLOC: Final = 1
@@ -97,7 +99,12 @@ def __isolate_free_page(mem: Memory, pfn: int, order: int) -> bool:
 
 @inline
 def __putback_isolated_page(mem: Memory, pfn: int, order: int) -> None:
-    """Put an isolated block back, at the cold end and without a new reporting request."""
+    """Put an isolated block back, at the cold end and without a new reporting request.
+
+    A page of it that broke meanwhile stays out; the others go back one by one.
+    """
+    if mem.vm[0].num_poisoned_pages != 0 and free_healthy_pages(mem, pfn, order, FPI_PREPARED):
+        return
     migratetype = get_pageblock_migratetype(mem, pfn)
     zone = page_zone(mem, pfn)
     __free_one_page(mem, pfn, zone, order, migratetype, FPI_SKIP_REPORT_NOTIFY | FPI_TO_TAIL)

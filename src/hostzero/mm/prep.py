@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from hostzero.errors import VmBug
 from hostzero.jit import compiled, far, inline
-from hostzero.mm.buddy import FPI_NONE, FPI_PREPARED, FPI_ZEROED, __free_one_page
+from hostzero.mm.buddy import FPI_NONE, FPI_PREPARED, FPI_TRYLOCK, FPI_ZEROED, __free_one_page
 from hostzero.mm.cachealias import flush_dcache_folio
 from hostzero.mm.clear_page import (
     clear_kernel_pages,
@@ -22,7 +22,14 @@ from hostzero.mm.clear_page import (
 )
 from hostzero.mm.debug import VM_BUG_ON_PAGE
 from hostzero.mm.gfp import __GFP_COMP, __GFP_SKIP_ZERO, __GFP_ZERO, USER_ADDR_NONE
-from hostzero.mm.mmzone import NR_PAGE_ORDERS, Memory, get_pageblock_migratetype, page_zone
+from hostzero.mm.list import list_add
+from hostzero.mm.mmzone import (
+    NR_PAGE_ORDERS,
+    Memory,
+    get_pageblock_migratetype,
+    page_zone,
+    trylock_free_pages,
+)
 from hostzero.mm.page_flags import (
     MAGIC_HWPOISON,
     PAGE_FLAGS_CHECK_AT_FREE,
@@ -32,6 +39,7 @@ from hostzero.mm.page_flags import (
     PG_head,
     PG_hwpoison,
     PGTY_none,
+    __ClearPageZeroed,
     compound_order,
 )
 from hostzero.units import PAGE_SHIFT
@@ -145,12 +153,26 @@ def overwrite_freed_pages(mem: Memory, pfn: int, order: int, fpi_flags: int) -> 
         vm.zeroed_bytes += 1 << (order + PAGE_SHIFT)
 
 
+@compiled
+def add_page_to_zone_llist(mem: Memory, zone: int, pfn: int, order: int) -> None:
+    """Defer a free until somebody takes the zone lock (kernel: same name).
+
+    The block went through prepare: what it says of itself, `PG_zeroed` included, stays true
+    while it waits, because nobody owns it.
+    """
+    mem.mem_map[pfn].private = order
+    list_add(mem, pfn, trylock_free_pages(mem, zone))
+    mem.zone[zone].nr_trylock_free += 1 << order
+
+
 @far
-def free_healthy_pages(mem: Memory, pfn: int, order: int) -> bool:
+def free_healthy_pages(mem: Memory, pfn: int, order: int, fpi_flags: int) -> bool:
     """Free a block page by page if some of it is broken; return whether that was done.
 
     The kernel's prepare looks for a broken page at order 0 alone; in a larger block it would
-    reach a free list. Nothing of such a block is known zero afterwards.
+    reach a free list. Nothing of such a block is known zero afterwards. A free that may not wait
+    defers the block as it is. With `FPI_PREPARED` the block has been free before, and a page
+    of it broke while it was on no list.
     """
     healthy = 0
     for page in range(pfn, pfn + (1 << order)):
@@ -159,13 +181,20 @@ def free_healthy_pages(mem: Memory, pfn: int, order: int) -> bool:
     if healthy == 1 << order:
         return False
     zone = page_zone(mem, pfn)
+    if (fpi_flags & FPI_PREPARED) == 0:
+        mem.vm[0].pgfree += healthy
+        for page in range(pfn, pfn + (1 << order)):
+            if not PageHWPoison(mem, page):
+                overwrite_freed_pages(mem, page, 0, FPI_NONE)
+    if (fpi_flags & FPI_TRYLOCK) != 0 and mem.zone[zone].locked != 0:
+        add_page_to_zone_llist(mem, zone, pfn, order)
+        return True
+    __ClearPageZeroed(mem, pfn)
     for page in range(pfn, pfn + (1 << order)):
         if PageHWPoison(mem, page):
             mem.mem_map[page].private = MAGIC_HWPOISON
         else:
-            overwrite_freed_pages(mem, page, 0, FPI_NONE)
             __free_one_page(mem, page, zone, 0, get_pageblock_migratetype(mem, page), FPI_NONE)
-    mem.vm[0].pgfree += healthy
     return True
 
 
@@ -194,7 +223,7 @@ def __free_pages_prepare(mem: Memory, pfn: int, order: int, fpi_flags: int) -> b
         return False
     page.flags_f &= ~PAGE_FLAGS_CHECK_AT_PREP
     page.private = 0
-    if order > 0 and vm.num_poisoned_pages != 0 and free_healthy_pages(mem, pfn, order):
+    if order > 0 and vm.num_poisoned_pages != 0 and free_healthy_pages(mem, pfn, order, fpi_flags):
         return False
     if (vm.page_poisoning | vm.init_on_free | vm.cpu_dcache_aliasing) != 0:
         overwrite_freed_pages(mem, pfn, order, fpi_flags)
