@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 from hostzero.driver.free_page_hint import HINT_BLOCK_PAGES
+from hostzero.driver.guest_mm import Pfns
 from hostzero.virtio import CMD_ID_DONE, Feature, QueueRole
 from tests.driver.conftest import MakeGuest
 from tests.driver.fakes import ALL_FEATURES, Request
@@ -96,7 +97,9 @@ def test_a_device_that_does_not_answer_frees_nothing_and_harms_nobody(
     assert guest.mm.oom_notifiers[0]() == 0, "and is not asked again"
 
 
-def test_a_request_takes_no_memory_while_the_balloon_is_locked(make_guest: MakeGuest) -> None:
+def test_a_request_takes_no_memory_while_the_balloon_is_locked(
+    make_guest: MakeGuest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Patch 28: offered indirect descriptors, a request of two buffers would allocate a table for them."""
     guest = make_guest(features=int(NO_HINT | Feature.RING_INDIRECT_DESC))
     assert Feature.RING_INDIRECT_DESC not in guest.driver.features
@@ -110,6 +113,15 @@ def test_a_request_takes_no_memory_while_the_balloon_is_locked(make_guest: MakeG
             assert guest.mm.oom_notifiers[0]() == 0
         return device.honest(request)
 
+    allocate = guest.mm.alloc_pages_bulk
+
+    def outside_the_lock(gfp: int, count: int) -> Pfns:
+        session = guest.driver._session
+        assert session is not None
+        assert not session.inflation.locked
+        return allocate(gfp, count)
+
+    monkeypatch.setattr(guest.mm, "alloc_pages_bulk", outside_the_lock)
     device.answer = under_the_lock
     allocations = len(guest.mm.alloc_log)
     device.set_target(300)
