@@ -12,7 +12,7 @@ import pytest
 from hostzero import warmup
 from hostzero.ram import Ram, open_ram
 
-STEPS = 6
+STEPS = 7
 
 AFTER_A_WARM_UP = """
 import sys

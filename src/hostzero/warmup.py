@@ -16,10 +16,17 @@ from hostzero import jit
 from hostzero.machine import Machine
 from hostzero.mm.clear_page import clear_pages_singly
 from hostzero.mm.gfp import GFP_KERNEL
-from hostzero.mm.mmap import MADV_DONTNEED, MADV_NOHUGEPAGE, MADV_POPULATE_WRITE
+from hostzero.mm.mmap import (
+    MADV_DONTNEED,
+    MADV_NOHUGEPAGE,
+    MADV_POPULATE_WRITE,
+    MAP_HUGETLB,
+    MAP_NORESERVE,
+)
 from hostzero.mm.page_alloc import alloc_pages_bulk
 from hostzero.mm.page_free import free_pages_bulk
 from hostzero.mm.verify import verify_memory
+from hostzero.units import PMD_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +44,7 @@ def warm_up(begin: Callable[[str, int], None], step: Callable[[str], None]) -> N
     """
     if jit.is_warm():
         return
-    begin("compiling, once for this version", 6)
+    begin("compiling, once for this version", 7)
     with Machine(memory=_MEMORY) as machine:
         step("boot and probe")
         with machine.spawn() as process:
@@ -51,6 +58,13 @@ def warm_up(begin: Callable[[str, int], None], step: Callable[[str], None]) -> N
             process.madvise(address, _SIZE, MADV_NOHUGEPAGE)
             process.madvise(address, _SIZE, MADV_POPULATE_WRITE)
             step("access")
+            machine.mm.hugetlb.set_nr_overcommit(1)
+            for flags in (MAP_HUGETLB, MAP_HUGETLB | MAP_NORESERVE):
+                address = process.mmap(PMD_SIZE, flags)
+                process.madvise(address, PMD_SIZE, MADV_POPULATE_WRITE)
+                process.fill(address, PMD_SIZE, 1)
+                process.munmap(address, PMD_SIZE)
+            step("huge pages")
         machine.flush()
         step("reporting")
         machine.balloon(1 << 20)

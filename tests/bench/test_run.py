@@ -162,8 +162,11 @@ def test_each_arm_zeroes_what_it_must(cells: Cells, scenario: Scenario, phase: P
         column(Arm.BASELINE, "guest_zeroed_bytes"),
         strict=True,
     ):
-        assert known >= populated // 4
-        assert zeroed < baseline
+        if scenario is Scenario.HUGETLB_RESERVED:  # which forgets what the host zeroed
+            assert known < TABLES
+        else:
+            assert known >= populated // 4
+            assert zeroed < baseline
         assert populated <= zeroed + known < populated + TABLES
     for zeroed, known in zip(
         column(Arm.NO_ZEROING, "guest_zeroed_bytes"),
@@ -193,7 +196,8 @@ def test_the_host_zeroes_at_the_first_touch(cells: Cells, scenario: Scenario) ->
         for phase in (Phase.POPULATE_TOUCH, Phase.POPULATE_FILL):
             assert min(faulted(arm, phase)) >= SIZE // 2
     assert min(faulted(Arm.BASELINE, Phase.POPULATE)) >= SIZE // 2
-    assert max(faulted(Arm.OPTIMIZED, Phase.POPULATE)) < SIZE // 2
+    if scenario is not Scenario.HUGETLB_RESERVED:
+        assert max(faulted(Arm.OPTIMIZED, Phase.POPULATE)) < SIZE // 2
     for phase in (Phase.POPULATE, Phase.POPULATE_TOUCH, Phase.POPULATE_FILL):
         assert max(faulted(Arm.NEVER_REPORTED, phase)) < SIZE // 2
 

@@ -82,9 +82,9 @@ def test_a_gigantic_page_that_was_not_needed_goes_back(boot: Boot) -> None:
     hugetlb = mm.hugetlb
     allocate = hugetlb._alloc_gigantic
 
-    def and_meanwhile(h: int, gfp: int, user_addr: int, node: int) -> int:
+    def and_meanwhile(h: int, gfp: int, user_addr: int, node: int, nodemask: int) -> int:
         mm.mem.hstate[1].resv_huge_pages = 0
-        return allocate(h, gfp, user_addr, node)
+        return allocate(h, gfp, user_addr, node, nodemask)
 
     with mm.spawn() as process, pytest.MonkeyPatch.context() as patch:
         patch.setattr(hugetlb, "_alloc_gigantic", and_meanwhile)
@@ -105,9 +105,9 @@ def test_a_gigantic_page_that_is_one_too_many_by_now_goes_back(boot: Boot) -> No
     hugetlb = mm.hugetlb
     allocate = hugetlb._alloc_gigantic
 
-    def and_meanwhile(h: int, gfp: int, user_addr: int, node: int) -> int:
+    def and_meanwhile(h: int, gfp: int, user_addr: int, node: int, nodemask: int) -> int:
         hugetlb.set_nr_overcommit(0, GIGANTIC)
-        return allocate(h, gfp, user_addr, node)
+        return allocate(h, gfp, user_addr, node, nodemask)
 
     with mm.spawn() as process, pytest.MonkeyPatch.context() as patch:
         patch.setattr(hugetlb, "_alloc_gigantic", and_meanwhile)
