@@ -82,16 +82,15 @@ def command(
     allocator: bool,
     **given: Any,
 ) -> None:
-    r"""Measure what known-zero pages save, and what it leaves out.
+    """Measure what known-zero pages save, and what it leaves out.
 
     Four arms run interleaved: memory never given to the host, given and zeroed twice (baseline),
     given and zeroed once (optimized), and never zeroed by the guest (control). Tables go to
     standard output, progress to standard error.
 
-    \b
-    fragmented   the share of allocations served from known-zero pages, over the degree of
-                 fragmentation; a seed each repetition
-    memcg-limit  the bytes zeroed in vain when a memory cgroup is at its limit
+    Two scenarios count instead of timing: fragmented, the share of allocations served from
+    known-zero pages over the degree of fragmentation, with another seed each repetition; and
+    memcg-limit, the bytes zeroed in vain when a memory cgroup is at its limit.
     """
     given = {name: value for name, value in given.items() if value not in {None, ()}}
     if allocator:
