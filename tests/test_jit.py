@@ -105,6 +105,7 @@ def test_the_oldest_caches_are_removed_unless_somebody_uses_them(tmp_path: Path)
     assert not (tmp_path / names[-2]).exists()
 
 
+@pytest.mark.compiled_only
 def test_a_process_holds_the_cache_that_it_uses() -> None:
     with pytest.raises(BlockingIOError):
         jit._lock(jit.CACHE_DIR, fcntl.LOCK_EX)

@@ -133,7 +133,8 @@ def _set_up_cache() -> Path:
         return Path(os.environ["NUMBA_CACHE_DIR"]) / f"hostzero-{_digest()}"
     root = _cache_root()
     directory = root / f"compiled-{_digest()}"
-    if _usable(directory):
+    # With the compiler off nothing is kept, and nobody else's cache has to make room.
+    if not numba.config.DISABLE_JIT and _usable(directory):
         with contextlib.suppress(OSError):  # without locks nothing is forgotten either
             _lock(directory, fcntl.LOCK_SH)  # held until the process ends
         _forget_old_caches(root, directory)
