@@ -8,22 +8,20 @@ before it returns. The same calls give the same page numbers every time.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Self
 
 from hostzero.clock import Clock
 from hostzero.device import BalloonDevice, DeviceConfig
 from hostzero.driver import VirtioBalloon
 from hostzero.errors import UsageError
 from hostzero.mm import MemoryManager, MmConfig, Process
+from hostzero.mm.kstrtox import UINT_MAX
 from hostzero.ram import GuestMemory, Ram, open_ram
 from hostzero.units import PAGE_SHIFT, parse_size
 from hostzero.virtio.features import Feature
 
 if TYPE_CHECKING:
     from types import TracebackType
-
-EVERYTHING: Final = (1 << 32) - 1
-"""The largest flush budget: no guest has as many blocks."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +133,7 @@ class Machine:
         """Return a new guest process."""
         return self.mm.spawn(cpu=cpu)
 
-    def flush(self, budget: int = EVERYTHING) -> int:
+    def flush(self, budget: int = UINT_MAX) -> int:
         """Report free memory now; return how many blocks were reported (patch 29)."""
         return self.mm.page_reporting.flush(budget)
 
