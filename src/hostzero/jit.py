@@ -30,13 +30,15 @@ shifted.
 
 Numba notices an edited function but not an edited callee in another file. The cache
 therefore lives in a directory named by a digest of all compiled sources, and an edit
-anywhere in them starts a new one.
+anywhere in them starts a new one. A room above `mm` with compiled code has a directory
+inside that, named by a digest of its own sources.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import inspect
 import os
@@ -63,7 +65,7 @@ _IN_USE: Final = "in-use"
 
 def _sources() -> list[Path]:
     here = Path(__file__)
-    # units.py: its constants are compiled in. No other room holds compiled code.
+    # units.py: its constants are compiled in. Rooms above have directories of their own inside.
     return [here, here.with_name("units.py"), *sorted((here.parent / "mm").glob("*.py"))]
 
 
@@ -142,12 +144,24 @@ def _set_up_cache() -> Path:
 
 
 CACHE_DIR: Final = _set_up_cache()
-numba.config.CACHE_DIR = str(CACHE_DIR)
 
 COMPILER_ON: Final = not numba.config.DISABLE_JIT
 
 
+@functools.cache
+def _directory_of(room: str) -> Path:
+    """Return where compiled code of a room is kept: what is above `mm` has no part in its digest."""
+    if room in {"mm", "jit"} or not (sources := sorted((Path(__file__).parent / room).glob("*.py"))):
+        return CACHE_DIR
+    digest = hashlib.sha256()
+    for source in sources:
+        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    return CACHE_DIR / f"{room}-{digest.hexdigest()[:16]}"
+
+
 def _dispatcher(function: F, *, forceinline: bool) -> F:
+    room = function.__module__.removeprefix("hostzero.").partition(".")[0]
+    numba.config.CACHE_DIR = str(_directory_of(room))  # read once, when the next line makes the cache
     # forceinline is always given: a function compiled on behalf of a caller inherits the
     # caller's setting otherwise, and everything ends up inside everything.
     dispatcher = numba.njit(cache=True, nogil=True, _nrt=False, forceinline=forceinline)(function)
