@@ -80,7 +80,7 @@ class Violation:
         return cls(**{**fields, "history": tuple(fields.get("history", ()))})
 
 
-class Violated(HostzeroError):  # noqa: N818 - it is what happened, as VmBug
+class Violated(HostzeroError):
     """A search found a violation; `violation` has it."""
 
     def __init__(self, violation: Violation) -> None:
