@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The compiled loop of the random search: draws a step, does it, writes it down."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from hostzero.check import steps
+from hostzero.check.oracle import (
+    BROKEN,
+    DONE,
+    IN_FLIGHT,
+    NOT_NOW,
+    NR_OWNED,
+    SETUP,
+    STATE,
+    STEPS,
+    Scene,
+    check_all,
+)
+from hostzero.check.steps import (
+    ALLOC,
+    BALLOON_ANSWER,
+    BREAK,
+    BREAK_MEND,
+    FREE_BLOCK,
+    H_BROKEN,
+    ISOLATE,
+    NR_HOWS,
+    REPORT_ANSWER,
+    REPORT_DRAIN,
+    REPORT_FILL,
+    S_CAPACITY,
+    TRUST,
+    UNISOLATE,
+    act,
+)
+from hostzero.jit import compiled, inline
+from hostzero.mm.mmzone import PAGEBLOCK_NR_PAGES, Memory
+
+# What the loop reports besides codes of the oracle.
+COUNT: Final = 0  # rows of the log that are used
+MAX_ORDER: Final = 1
+CPUS: Final = 2
+TOTAL: Final = 3  # of the weights
+DEEP_EVERY: Final = 4  # steps between two looks at everything
+REFUSED: Final = 5  # draws that were not possible
+NR_LOOP: Final = 8
+
+
+@inline
+def _random(scene: Scene, below: int) -> int:
+    # xorshift64*, without the multiplication: good enough to choose, the same everywhere.
+    x = scene.ctl[STATE]
+    x ^= x << 13
+    x ^= (x >> 7) & 0x01FF_FFFF_FFFF_FFFF
+    x ^= x << 17
+    scene.ctl[STATE] = x
+    return ((x >> 11) & 0xFFFF_FFFF) % below
+
+
+@inline
+def _skewed(scene: Scene, below: int) -> int:
+    # Small numbers are likelier than large ones: half of the draws are 0, a quarter 1, ...
+    value = 0
+    while value < below - 1 and _random(scene, 2) == 0:
+        value += 1
+    return value
+
+
+@compiled
+def _draw(mem: Memory, scene: Scene, loop: object, weights: object, row: object) -> None:
+    at = _random(scene, loop[TOTAL])  # type: ignore[index]
+    op = 0
+    while at >= weights[op]:  # type: ignore[index]
+        at -= weights[op]  # type: ignore[index]
+        op += 1
+    a = 0
+    b = 0
+    c = 0
+    cpus = loop[CPUS]  # type: ignore[index]
+    if cpus > 1:
+        c = _random(scene, cpus)
+    if op == ALLOC:
+        a = _skewed(scene, loop[MAX_ORDER] + 1)  # type: ignore[index]
+        b = _random(scene, 16)
+    elif op == FREE_BLOCK:
+        a = _random(scene, max(scene.ctl[NR_OWNED], 1))
+        b = _random(scene, NR_HOWS)
+    elif op == REPORT_FILL:
+        low = mem.vm[0].page_reporting_order
+        a = low + _random(scene, 11 - low)
+        b = _random(scene, 3)
+    elif op == REPORT_ANSWER:
+        a = _random(scene, scene.ctl[SETUP + S_CAPACITY])
+        b = max(_random(scene, 5) - 2, 0)
+        b = 1 if b == 0 else 0 if b == 1 else 2
+    elif op == REPORT_DRAIN:
+        a = min(_random(scene, 8), 1)
+    elif op == BALLOON_ANSWER:
+        a = _random(scene, max(scene.ctl[IN_FLIGHT], 1))
+        b = _random(scene, 3)
+    elif op == BREAK:
+        a = _random(scene, mem.vm[0].nr_pages)
+    elif op == BREAK_MEND:
+        # The next broken page from somewhere on: most pages are not.
+        a = _random(scene, mem.vm[0].nr_pages)
+        for _ in range(mem.vm[0].nr_pages):
+            if scene.held[a] == H_BROKEN and scene.ctl[BROKEN] != a + 1:
+                break
+            a += 1
+            if a == mem.vm[0].nr_pages:
+                a = 0
+    elif op == TRUST:
+        a = _random(scene, 2)
+    elif op == ISOLATE or op == UNISOLATE:
+        a = _random(scene, max(mem.vm[0].nr_pages // PAGEBLOCK_NR_PAGES, 1))
+    row[0] = op  # type: ignore[index]
+    row[1] = a  # type: ignore[index]
+    row[2] = b  # type: ignore[index]
+    row[3] = c  # type: ignore[index]
+
+
+@compiled
+def run_steps(
+    mem: Memory, scene: Scene, loop: object, weights: object, log: object, row: object, count: int
+) -> int:
+    """Do up to `count` more random steps; return DONE or the code of what was found.
+
+    `log` gets a row for each step that was possible, four numbers one after the other; the step
+    that found something, or that raised, is the last.
+
+    Raises:
+        VmBug: an assertion of the allocator failed.
+    """
+    end = min(loop[COUNT] + count, len(log) // 4)  # type: ignore[index,arg-type]
+    while loop[COUNT] < end:  # type: ignore[index]
+        _draw(mem, scene, loop, weights, row)
+        at = 4 * loop[COUNT]  # type: ignore[index]
+        for i in range(4):
+            log[at + i] = row[i]  # type: ignore[index]
+        loop[COUNT] += 1  # type: ignore[index]
+        code = act(mem, scene, row[0], row[1], row[2], row[3])  # type: ignore[index]
+        if code == NOT_NOW:
+            loop[COUNT] -= 1  # type: ignore[index]
+            loop[REFUSED] += 1  # type: ignore[index]
+            if loop[REFUSED] > 1 << 40:  # type: ignore[index]
+                return NOT_NOW
+            continue
+        if code != DONE:
+            return code
+        if scene.ctl[STEPS] % loop[DEEP_EVERY] == 0:  # type: ignore[index]
+            code = check_all(mem, scene)
+            if code != DONE:
+                return code
+    return DONE
+
+
+WEIGHTS: Final = {
+    steps.ALLOC: 40,
+    steps.FREE_BLOCK: 36,
+    steps.DRAIN: 1,
+    steps.REPORT_FILL: 6,
+    steps.REPORT_SEND: 3,
+    steps.REPORT_ANSWER: 8,
+    steps.REPORT_DRAIN: 4,
+    steps.BALLOON_TAKE: 4,
+    steps.BALLOON_ANSWER: 4,
+    steps.BALLOON_ACK: 2,
+    steps.BALLOON_LEAVE: 2,
+    steps.BALLOON_FREE: 2,
+    steps.BREAK: 1,
+    steps.BREAK_HANDLE: 1,
+    steps.BREAK_MEND: 1,
+    steps.HIBERNATE: 1,
+    steps.TRUST: 1,
+    steps.ISOLATE: 1,
+    steps.UNISOLATE: 1,
+}
+"""How often each operation is drawn when all take part; an episode draws its own on top."""
