@@ -23,9 +23,11 @@ from hostzero.check.steps import (
     BALLOON_ANSWER,
     BREAK,
     BREAK_MEND,
+    DIRTY,
     FREE_BLOCK,
     H_BROKEN,
     ISOLATE,
+    NOLOCK,
     NR_HOWS,
     REPORT_ANSWER,
     REPORT_DRAIN,
@@ -87,6 +89,8 @@ def _draw(mem: Memory, scene: Scene, loop: object, weights: object, row: object)
     elif op == FREE_BLOCK:
         a = _random(scene, max(scene.ctl[NR_OWNED], 1))
         b = _random(scene, NR_HOWS)
+        if b == NOLOCK and _random(scene, 4) != 0:
+            b = DIRTY  # deferred blocks wait for a free of another kind: they must not be all there is
     elif op == REPORT_FILL:
         low = mem.vm[0].page_reporting_order
         a = low + _random(scene, 11 - low)
@@ -153,6 +157,29 @@ def run_steps(
             code = check_all(mem, scene)
             if code != DONE:
                 return code
+    return DONE
+
+
+@compiled
+def run_log(mem: Memory, scene: Scene, log: object, loop: object, count: int, deep: bool) -> int:
+    """Do the steps of a log again, those that are possible; return DONE or the code of what is found.
+
+    `deep` looks at everything after each step, so that nothing is seen later than it is there.
+    `loop[COUNT]` says how many steps have been tried.
+
+    Raises:
+        VmBug: an assertion of the allocator failed.
+    """
+    loop[COUNT] = 0  # type: ignore[index]
+    for at in range(0, 4 * count, 4):
+        loop[COUNT] += 1  # type: ignore[index]
+        code = act(mem, scene, log[at], log[at + 1], log[at + 2], log[at + 3])  # type: ignore[index]
+        if code == NOT_NOW:
+            continue
+        if code == DONE and deep:
+            code = check_all(mem, scene)
+        if code != DONE:
+            return code
     return DONE
 
 
