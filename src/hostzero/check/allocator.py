@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 _EPISODE: Final = 20_000 if COMPILER_ON else 400  # steps
 _CHUNK: Final = 4_000 if COMPILER_ON else 50  # between two reports of progress
 _DEEP_EVERY: Final = 64
-_PAGES: Final = (16, 32, 64, 128, 256, 512, 1024, 2048) if COMPILER_ON else (16, 32, 64, 1024)
+_PAGES: Final = (16, 32, 64, 128, 256, 512, 1024, 2048) if COMPILER_ON else (16, 16, 32, 64, 1024)
 _SHRINKING: Final = 20.0  # seconds
 _RARE: Final = (steps.BREAK, steps.HIBERNATE, steps.TRUST, steps.ISOLATE, steps.UNISOLATE)
 

@@ -7,6 +7,7 @@ from typing import Final
 
 from hostzero.check import steps
 from hostzero.check.oracle import (
+    BATCH_START,
     BROKEN,
     DONE,
     IN_FLIGHT,
@@ -35,10 +36,12 @@ from hostzero.check.steps import (
     S_CAPACITY,
     TRUST,
     UNISOLATE,
+    ZEROES,
     act,
 )
 from hostzero.jit import compiled, inline
-from hostzero.mm.mmzone import PAGEBLOCK_NR_PAGES, Memory
+from hostzero.mm.list import list_empty
+from hostzero.mm.mmzone import NR_PAGE_ORDERS, PAGEBLOCK_NR_PAGES, Memory, free_list
 
 # What the loop reports besides codes of the oracle.
 COUNT: Final = 0  # rows of the log that are used
@@ -92,18 +95,33 @@ def _draw(mem: Memory, scene: Scene, loop: object, weights: object, row: object)
         if b == NOLOCK and _random(scene, 4) != 0:
             b = DIRTY  # deferred blocks wait for a free of another kind: they must not be all there is
     elif op == REPORT_FILL:
+        # The next list from somewhere on that has a block: most are empty.
         low = mem.vm[0].page_reporting_order
-        a = low + _random(scene, 11 - low)
+        a = low + _random(scene, NR_PAGE_ORDERS - low)
         b = _random(scene, 3)
+        for _ in range(3 * NR_PAGE_ORDERS):
+            if not list_empty(mem, free_list(mem, 0, a, b)):
+                break
+            b = (b + 1) % 3
+            if b == 0:
+                a = a + 1 if a + 1 < NR_PAGE_ORDERS else low
     elif op == REPORT_ANSWER:
-        a = _random(scene, scene.ctl[SETUP + S_CAPACITY])
-        b = max(_random(scene, 5) - 2, 0)
-        b = 1 if b == 0 else 0 if b == 1 else 2
+        # The next entry that has no answer; three of five answers are good.
+        a = 0
+        while scene.ctl[BATCH_START] + a < scene.ctl[SETUP + S_CAPACITY] - 1:
+            if scene.answered[scene.ctl[BATCH_START] + a] == 0 and _random(scene, 2) == 0:
+                break
+            a += 1
+        b = _random(scene, 5)
+        if b > 2:
+            b = ZEROES
     elif op == REPORT_DRAIN:
         a = min(_random(scene, 8), 1)
     elif op == BALLOON_ANSWER:
         a = _random(scene, max(scene.ctl[IN_FLIGHT], 1))
-        b = _random(scene, 3)
+        b = _random(scene, 4)
+        if b > 2:
+            b = ZEROES
     elif op == BREAK:
         a = _random(scene, mem.vm[0].nr_pages)
     elif op == BREAK_MEND:
@@ -188,9 +206,9 @@ WEIGHTS: Final = {
     steps.FREE_BLOCK: 36,
     steps.DRAIN: 1,
     steps.REPORT_FILL: 6,
-    steps.REPORT_SEND: 3,
-    steps.REPORT_ANSWER: 8,
-    steps.REPORT_DRAIN: 4,
+    steps.REPORT_SEND: 4,
+    steps.REPORT_ANSWER: 12,
+    steps.REPORT_DRAIN: 8,
     steps.BALLOON_TAKE: 4,
     steps.BALLOON_ANSWER: 4,
     steps.BALLOON_ACK: 2,

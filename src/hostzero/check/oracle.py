@@ -38,7 +38,6 @@ from hostzero.mm.mmzone import (
     get_pageblock_migratetype,
     pcp_list,
     pcp_of,
-    trylock_free_pages,
 )
 from hostzero.mm.page_flags import (
     PAGE_FLAGS_CHECK_AT_PREP,
@@ -121,6 +120,16 @@ OVERWRITTEN: Final = 122
 
 NR_ROWS: Final = 40
 
+# tally: blocks by order, and then pages
+T_FREE: Final = NR_PAGE_ORDERS
+T_CMA: Final = T_FREE + 1
+T_HIGHATOMIC: Final = T_FREE + 2
+T_DEFERRED: Final = T_FREE + 3
+T_BALLOON: Final = T_FREE + 4
+T_CPUS: Final = T_FREE + 5
+MAX_CPUS: Final = 8
+NR_TALLY: Final = T_CPUS + MAX_CPUS
+
 if COMPILER_ON:
 
     @compiled
@@ -131,12 +140,24 @@ if COMPILER_ON:
                 return word
         return -1
 
+    @compiled
+    def first_busy_head(mem: Memory, head: int, end: int) -> int:
+        """Return the first list head in `[head, end)` whose list is not empty, or `end`."""
+        while head < end and mem.mem_map[head].lru_next == head:
+            head += 1
+        return head
+
 else:
 
     def first_dirty_word(mem: Memory, start: int, end: int) -> int:
         """Return the first word of guest memory in `[start, end)` that is not zero, or -1."""
         (dirty,) = mem.ram[start:end].nonzero()
         return int(start + dirty[0]) if len(dirty) else -1
+
+    def first_busy_head(mem: Memory, head: int, end: int) -> int:
+        """Return the first list head in `[head, end)` whose list is not empty, or `end`."""
+        (busy,) = (mem.mem_map["lru_next"][head:end] != np.arange(head, end)).nonzero()
+        return int(head + busy[0]) if len(busy) else end
 
 
 class Scene(NamedTuple):
@@ -172,6 +193,7 @@ class Scene(NamedTuple):
     one_zeroed: Any
     rows: Any  # how often each row of the lifecycle table was exercised
     before: Any  # counters before the step
+    tally: Any  # what was counted on the lists
 
 
 # Rows, by number here and by id in `lifecycle`.
@@ -340,55 +362,69 @@ def walk(mem: Memory, scene: Scene) -> int:
     scene.ctl[NOW] = 1 - scene.ctl[NOW]
     base = scene.ctl[NOW] * nr_pages
     scene.shape[base : base + nr_pages] = 0
+    scene.tally[:] = 0
     scene.ctl[NR_CHANGED] = 0
-    free = 0
-    cma = 0
-    highatomic = 0
-    for order in range(NR_PAGE_ORDERS):
-        blocks = 0
-        for migratetype in range(MIGRATE_TYPES):
-            head = free_list(mem, 0, order, migratetype)
-            if mem.mem_map[head].lru_next == head:
-                continue
-            pages = _walk_list(mem, scene, base, head, FREE, order, migratetype)
-            if pages < 0:
-                return scene.problem[CODE]
-            blocks += pages >> order
+    buddy_end = vm.pcp_heads
+    pcp_end = vm.hugetlb_heads
+    deferred = vm.trylock_heads
+    end = vm.balloon_head + 1
+    head = first_busy_head(mem, nr_pages, end)
+    while head < end:
+        order = 0
+        migratetype = 0
+        if head < buddy_end:
+            kind = FREE
+            order = (head - nr_pages) // MIGRATE_TYPES
+            migratetype = (head - nr_pages) % MIGRATE_TYPES
+        elif head < pcp_end:
+            kind = PARKED
+            order = pindex_to_order((head - buddy_end) % NR_PCP_LISTS)
+        elif head == deferred:
+            kind = DEFERRED
+        elif head == end - 1:
+            kind = BALLOON
+        else:
+            return fail(scene, NOBODYS, mem.mem_map[head].lru_next, 0, head)
+        pages = _walk_list(mem, scene, base, head, kind, order, migratetype)
+        if pages < 0:
+            return scene.problem[CODE]
+        if kind == FREE:
+            scene.tally[order] += pages >> order
             if migratetype != MIGRATE_ISOLATE:
-                free += pages
+                scene.tally[T_FREE] += pages
             if migratetype == MIGRATE_CMA:
-                cma += pages
+                scene.tally[T_CMA] += pages
             if migratetype == MIGRATE_HIGHATOMIC:
-                highatomic += pages
-        if blocks != mem.zone[0].nr_free[order]:
-            return fail(scene, BAD_COUNT, -1, order, -1)
+                scene.tally[T_HIGHATOMIC] += pages
+        elif kind == PARKED:
+            scene.tally[T_CPUS + (head - buddy_end) // NR_PCP_LISTS] += pages
+        elif kind == DEFERRED:
+            scene.tally[T_DEFERRED] = pages
+        else:
+            scene.tally[T_BALLOON] = pages
+        head = first_busy_head(mem, head + 1, end)
+    return _check_counters(mem, scene)
+
+
+@compiled
+def _check_counters(mem: Memory, scene: Scene) -> int:
+    vm = mem.vm[0]
     zone = mem.zone[0]
-    if free != zone.nr_free_pages or cma != zone.nr_free_cma or highatomic != zone.nr_free_highatomic:
+    tally = scene.tally
+    for order in range(NR_PAGE_ORDERS):
+        if tally[order] != zone.nr_free[order]:
+            return fail(scene, BAD_COUNT, -1, order, free_list(mem, 0, order, 0))
+    if tally[T_FREE] != zone.nr_free_pages or tally[T_CMA] != zone.nr_free_cma:
+        return fail(scene, BAD_COUNT, -1, -1, -1)
+    if tally[T_HIGHATOMIC] != zone.nr_free_highatomic:
         return fail(scene, BAD_COUNT, -1, -1, -1)
     for cpu in range(vm.nr_cpus):
-        parked = 0
-        for pindex in range(NR_PCP_LISTS):
-            head = pcp_list(mem, 0, cpu, pindex)
-            if mem.mem_map[head].lru_next == head:
-                continue
-            pages = _walk_list(mem, scene, base, head, PARKED, pindex_to_order(pindex), 0)
-            if pages < 0:
-                return scene.problem[CODE]
-            parked += pages
-        if parked != mem.pcp[pcp_of(mem, 0, cpu)].count:
+        if tally[T_CPUS + cpu] != mem.pcp[pcp_of(mem, 0, cpu)].count:
             return fail(scene, BAD_COUNT, -1, -1, pcp_list(mem, 0, cpu, 0))
-    head = trylock_free_pages(mem, 0)
-    pages = _walk_list(mem, scene, base, head, DEFERRED, 0, 0)
-    if pages < 0:
-        return scene.problem[CODE]
-    if pages != zone.nr_trylock_free:
-        return fail(scene, BAD_COUNT, -1, -1, head)
-    head = vm.balloon_head
-    pages = _walk_list(mem, scene, base, head, BALLOON, 0, 0)
-    if pages < 0:
-        return scene.problem[CODE]
-    if pages != vm.nr_balloon_pages:
-        return fail(scene, BAD_COUNT, -1, -1, head)
+    if tally[T_DEFERRED] != zone.nr_trylock_free:
+        return fail(scene, BAD_COUNT, -1, -1, vm.trylock_heads)
+    if tally[T_BALLOON] != vm.nr_balloon_pages:
+        return fail(scene, BAD_COUNT, -1, -1, vm.balloon_head)
     return DONE
 
 

@@ -132,7 +132,7 @@ class Setup:
         """
         limits = {
             "pages": (16, 1 << 20),
-            "cpus": (1, 64),
+            "cpus": (1, oracle.MAX_CPUS),
             "reporting_order": (0, MAX_PAGE_ORDER),
             "capacity": (1, MAX_CAPACITY),
             "balloon": (0, MAX_BALLOON),
@@ -183,6 +183,7 @@ def new_guest(setup: Setup) -> tuple[Memory, Scene]:
         one_zeroed=_array(1),
         rows=_array(NR_ROWS),
         before=_array(4),
+        tally=_array(oracle.NR_TALLY),
     )
     configure(mem, scene, setup)
     return mem, scene
@@ -198,7 +199,8 @@ def configure(mem: Memory, scene: Scene, setup: Setup) -> None:
     vm.placement = int(setup.zero_aware)
     vm.page_reporting_enabled = 1
     vm.page_reporting_order = setup.reporting_order
-    vm.page_reporting_host_zeroes = int(setup.trust)
+    # The driver withdraws bit 6 where free pages hold a pattern (patch 31).
+    vm.page_reporting_host_zeroes = int(setup.trust and not setup.poisoning)
     zone = mem.zone[0]
     zone.watermark_min = setup.watermark
     zone.watermark_low = zone.watermark_high = 2 * setup.watermark

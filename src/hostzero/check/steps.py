@@ -476,12 +476,15 @@ def _report_answer(mem: Memory, scene: Scene, entry: int, how: int) -> int:
         return NOT_NOW
     scene.answered[i] = 1
     count = 1 << scene.sg_order[i]
+    # A device that is told of a pattern leaves it in place; what it says then must not matter.
+    keeps = mem.vm[0].page_poisoning != 0
     if how == ZEROES:
-        clear_pages(mem, scene.sg_pfn[i], count)
+        if not keeps:
+            clear_pages(mem, scene.sg_pfn[i], count)
         scene.zeroed[entry] = 1
     else:
         scene.zeroed[entry] = 0
-        if how == PARTLY:
+        if how == PARTLY and not keeps:
             clear_pages(mem, scene.sg_pfn[i] + count - (count + 1) // 2, (count + 1) // 2)
     return DONE
 
@@ -687,6 +690,8 @@ def _hibernate(mem: Memory, scene: Scene) -> int:
 def _trust(mem: Memory, scene: Scene, on: int) -> int:
     # Another device, with or without bit 6: no report is under way when it comes.
     if scene.ctl[BATCH_STAGE] != 0 or mem.vm[0].page_reporting_host_zeroes == on:
+        return NOT_NOW
+    if mem.vm[0].page_poisoning != 0:
         return NOT_NOW
     mem.vm[0].page_reporting_host_zeroes = on
     return DONE

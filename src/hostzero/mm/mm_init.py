@@ -42,6 +42,7 @@ from hostzero.mm.mmzone import (
     nr_list_heads,
 )
 from hostzero.mm.page_flags import PG_reserved, PGTY_none
+from hostzero.mm.records import as_records
 from hostzero.units import PAGE_SHIFT, PAGE_SIZE
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ def _resident(shape: int, dtype: np.dtype[Any]) -> Any:
     # counted as the guest's. Writing every byte makes them resident now.
     array = np.empty(shape, dtype=dtype)
     array.view(np.uint8).fill(0)
-    return array.view(np.recarray)
+    return as_records(array)
 
 
 def build_memory(

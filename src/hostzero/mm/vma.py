@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from hostzero.mm.records import as_records
 from hostzero.units import PAGE_SHIFT
 
 VM_READ: Final = 0x1
@@ -42,6 +43,6 @@ VMA_DTYPE: Final = np.dtype(
 
 def new_vma(start: int, end: int, flags: int, pgd: int, mm_id: int, node: int) -> Any:
     """Return the record of a mapping `[start, end)` with nothing mapped yet."""
-    vma = np.zeros(1, dtype=VMA_DTYPE).view(np.recarray)
+    vma = as_records(np.zeros(1, dtype=VMA_DTYPE))
     vma[0] = (start, end, flags, pgd, mm_id, node, start >> PAGE_SHIFT, 0, 0, -1, 0)
     return vma
