@@ -40,12 +40,31 @@ from hostzero.jit import COMPILER_ON
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_EPISODE: Final = 20_000 if COMPILER_ON else 400  # steps
+_EPISODE: Final = 20_000 if COMPILER_ON else 300  # steps
 _CHUNK: Final = 4_000 if COMPILER_ON else 50  # between two reports of progress
-_DEEP_EVERY: Final = 64
+_DEEP_EVERY: Final = 64 if COMPILER_ON else 200
 _PAGES: Final = (16, 32, 64, 128, 256, 512, 1024, 2048) if COMPILER_ON else (16, 16, 32, 64, 1024)
 _SHRINKING: Final = 20.0  # seconds
-_RARE: Final = (steps.BREAK, steps.HIBERNATE, steps.TRUST, steps.ISOLATE, steps.UNISOLATE)
+_GROUPS: Final = (
+    ((steps.ALLOC, steps.FREE_BLOCK), (2, 3, 6)),
+    ((steps.DRAIN,), (0, 1, 3)),
+    ((steps.REPORT_FILL, steps.REPORT_SEND, steps.REPORT_ANSWER, steps.REPORT_DRAIN), (0, 2, 4, 8)),
+    ((steps.TRUST,), (0, 1)),
+    (
+        (
+            steps.BALLOON_TAKE,
+            steps.BALLOON_ANSWER,
+            steps.BALLOON_ACK,
+            steps.BALLOON_LEAVE,
+            steps.BALLOON_FREE,
+        ),
+        (0, 1, 3, 6),
+    ),
+    ((steps.BREAK, steps.BREAK_HANDLE, steps.BREAK_MEND), (0, 0, 1, 4)),
+    ((steps.HIBERNATE,), (0, 0, 1, 4)),
+    ((steps.ISOLATE, steps.UNISOLATE), (0, 0, 1, 4)),
+)
+"""Operations that belong together, and how much likelier they may be in an episode."""
 
 
 def draw_setup(source: random.Random, pages: int | None) -> Setup:
@@ -56,10 +75,10 @@ def draw_setup(source: random.Random, pages: int | None) -> Setup:
         pages=size,
         cpus=source.choice((1, 2)),
         dirty=source.random() < 0.9,
-        reporting_order=source.randint(0, min(largest, 9)),
-        capacity=source.choice((1, 2, 3, 4, 8, 32)),
-        trust=source.random() < 0.9,
-        page_hints=source.random() < 0.9,
+        reporting_order=min(source.randint(0, largest), source.randint(0, largest), 9),
+        capacity=source.choice((1, 2, 3, 4, 8, 32) if COMPILER_ON else (1, 2, 3, 4)),
+        trust=source.random() < 0.8,
+        page_hints=source.random() < 0.8,
         balloon=source.choice((0, 1, 4, 16)),
         owners=source.choice((2, 4, 16, 64)),
         max_order=source.randint(0, largest),
@@ -78,11 +97,10 @@ def draw_setup(source: random.Random, pages: int | None) -> Setup:
 def draw_weights(source: random.Random) -> NDArray[np.int64]:
     """Draw how often each operation happens in an episode; some do not happen at all."""
     weights = np.full(steps.NR_OPS, 0, dtype=np.int64)
-    for op, weight in WEIGHTS.items():
-        factor = source.choice((0, 0, 1) if op in _RARE else (0, 1, 3, 3, 3, 9))
-        weights[op] = weight * factor
-    for op in (steps.ALLOC, steps.FREE_BLOCK):
-        weights[op] = max(weights[op], WEIGHTS[op])
+    for group, factors in _GROUPS:
+        factor = source.choice(factors)
+        for op in group:
+            weights[op] = WEIGHTS[op] * factor * source.choice((1, 1, 2))
     return weights
 
 
