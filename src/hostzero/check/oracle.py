@@ -116,7 +116,6 @@ BROKEN_GIVEN: Final = 118
 MISSING: Final = 119
 WRONG_TYPE: Final = 120
 UNMERGED: Final = 121
-OVERWRITTEN: Final = 122
 
 NR_ROWS: Final = 40
 

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Elementary steps: what each does, when it is not possible, and what it notices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from hostzero.check import oracle, steps
+from hostzero.check.oracle import DONE, NOT_NOW, Scene
+from hostzero.check.small_guest import Setup, new_guest
+from hostzero.check.steps import act
+from hostzero.mm.mmzone import Memory
+from hostzero.mm.page_flags import PG_zeroed
+
+SETUP = Setup(pages=32, cpus=2, capacity=2, owners=4, balloon=2, pcp_high=64)
+
+Guest = tuple[Memory, Scene]
+
+
+def done(guest: Guest, *taken: Sequence[int]) -> None:
+    """Do steps that must be possible and find nothing."""
+    for step in taken:
+        assert act(*guest, *(*step, 0, 0, 0)[:4]) == DONE, step
+        assert oracle.check_all(*guest) == DONE
+
+
+def marked(guest: Guest) -> list[int]:
+    flags = guest[0].mem_map["flags_f"][:32]
+    return [pfn for pfn in range(32) if int(flags[pfn]) & PG_zeroed]
+
+
+REPORT = (
+    (steps.ALLOC, 2, 0),  # a zone does not give its last block away
+    (steps.REPORT_FILL, 4, 1),
+    (steps.REPORT_SEND,),
+    (steps.REPORT_ANSWER, 0, steps.ZEROES),
+)
+
+
+def test_a_report_marks_what_the_device_zeroed() -> None:
+    guest = new_guest(SETUP)
+    done(guest, *REPORT, (steps.REPORT_DRAIN, 1))
+    assert marked(guest) == [16]
+    assert not guest[0].ram[16 * 512 :].any()
+
+
+def test_a_failed_report_marks_nothing() -> None:
+    guest = new_guest(SETUP)
+    done(guest, *REPORT, (steps.REPORT_DRAIN, 0))
+    assert marked(guest) == []
+
+
+def test_nobody_is_believed_without_the_bit() -> None:
+    guest = new_guest(replace(SETUP, trust=False))
+    done(guest, *REPORT, (steps.REPORT_DRAIN, 1))
+    assert marked(guest) == []
+    done(guest, (steps.TRUST, 1))
+    assert act(*guest, steps.TRUST, 1, 0, 0) == NOT_NOW
+
+
+def test_a_balloon_page_is_marked_and_freed_as_zero() -> None:
+    guest = new_guest(SETUP)
+    done(
+        guest,
+        (steps.BALLOON_TAKE,),
+        (steps.BALLOON_TAKE, 0, 0, 1),
+        (steps.BALLOON_ANSWER, 0, steps.ZEROES),
+        (steps.BALLOON_ANSWER, 1, steps.PARTLY),
+        (steps.BALLOON_ACK,),
+    )
+    assert len(marked(guest)) == 1
+    done(guest, (steps.BALLOON_LEAVE,), (steps.BALLOON_LEAVE,), (steps.BALLOON_FREE,))
+    assert len(marked(guest)) == 1
+    assert int(guest[0].vm[0].nr_balloon_pages) == 0
+
+
+@pytest.mark.parametrize("how", range(steps.NR_HOWS))
+@pytest.mark.parametrize("kind", [0, 4, 5, 15])
+@pytest.mark.parametrize("order", [0, 2])
+def test_every_way_of_freeing(how: int, kind: int, order: int) -> None:
+    guest = new_guest(SETUP)
+    done(guest, (steps.ALLOC, order, kind, 0))
+    shared = how in {steps.PUT_AS_ZERO, steps.SHARED}
+    if shared and order and not kind & steps.KIND_COMP:
+        assert act(*guest, steps.FREE_BLOCK, 0, how, 1) == NOT_NOW
+        return
+    done(guest, (steps.FREE_BLOCK, 0, how, 1))
+    assert bool(marked(guest)) == (how in {steps.AS_ZERO, steps.PUT_AS_ZERO})
+
+
+@pytest.mark.parametrize(
+    "flags", [{"poisoning": True}, {"init_on_free": True}, {"init_on_alloc": True}, {"debug_vm": False}]
+)
+def test_every_way_to_boot(flags: dict[str, Any]) -> None:
+    guest = new_guest(replace(SETUP, **flags))
+    for how in range(steps.NR_HOWS):
+        done(guest, (steps.ALLOC, 2, 7, 0), (steps.FREE_BLOCK, 0, how, 0), (steps.DRAIN,))
+    done(guest, (steps.HIBERNATE,))
+    assert marked(guest) == []
+
+
+def test_a_page_breaks_while_it_is_free_and_is_mended() -> None:
+    guest = new_guest(SETUP)
+    done(guest, *REPORT, (steps.REPORT_DRAIN, 1), (steps.BREAK, 21), (steps.BREAK_HANDLE,))
+    assert marked(guest) == []
+    assert guest[1].held[21] == steps.H_BROKEN
+    done(guest, (steps.BREAK_MEND, 21), (steps.ALLOC, 4, 0))
+
+
+def test_a_page_breaks_while_it_is_reported() -> None:
+    guest = new_guest(SETUP)
+    done(guest, *REPORT, (steps.BREAK, 21), (steps.REPORT_DRAIN, 1), (steps.BREAK_HANDLE,))
+    assert marked(guest) == []
+    assert int(guest[1].rows[oracle.R_BROKEN_INSIDE]) == 1
+
+
+def test_a_page_breaks_in_its_owners_hands() -> None:
+    guest = new_guest(SETUP)
+    done(guest, (steps.ALLOC, 1, 0), (steps.BREAK, int(guest[1].own_pfn[0]) or 1))
+    done(guest, (steps.BREAK_HANDLE,))
+
+
+def test_what_is_not_possible_changes_nothing() -> None:
+    guest = new_guest(SETUP)
+    before = [array.copy() for array in guest[1]]
+    for op in range(steps.NR_OPS):
+        if op in {
+            steps.ALLOC,
+            steps.DRAIN,
+            steps.REPORT_FILL,
+            steps.BALLOON_TAKE,
+            steps.BREAK,
+            steps.HIBERNATE,
+        }:
+            continue
+        assert act(*guest, op, 1, 1, 0) == NOT_NOW, steps.NAMES[op]
+    for name, array, now in zip(Scene._fields, before, guest[1], strict=True):
+        assert (array == now).all(), name
+
+
+def test_an_owner_who_gets_a_dirty_page_as_zero_notices() -> None:
+    guest = new_guest(SETUP)
+    mem, scene = guest
+    mem.mem_map[0].flags_f |= PG_zeroed
+    scene.shape[scene.ctl[oracle.NOW] * 32] |= oracle.MARK_ZEROED  # as if it had been there all along
+    assert act(mem, scene, steps.ALLOC, 5, steps.KIND_ZERO, 0) == oracle.NOT_ZERO
