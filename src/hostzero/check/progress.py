@@ -137,11 +137,15 @@ class Live(_Timed):
         from rich.console import Console
         from rich.progress import Progress as RichProgress
         from rich.progress import TextColumn
+        from rich.table import Column
 
         super().__init__(clock)
         self._lines = RichProgress(
             TextColumn("{task.fields[search]}", style="bold"),
-            TextColumn("{task.description}", markup=False),
+            # A line that folds would make the others jump.
+            TextColumn(
+                "{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")
+            ),
             console=Console(file=stream),
             auto_refresh=False,
             transient=True,

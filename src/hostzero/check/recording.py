@@ -74,8 +74,10 @@ class Recording:
             raise UsageError(f"{path}: is no recording of hostzero check: {error}") from error
         try:
             return cls.from_json(document)
-        except (KeyError, TypeError, ValueError) as error:
-            raise UsageError(f"{path}: is no recording of hostzero check: {error!r}") from error
+        except KeyError as error:
+            raise UsageError(f"{path}: is no recording of hostzero check: it lacks {error}") from error
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"{path}: is no recording of hostzero check: {error}") from error
 
     @classmethod
     def from_json(cls, document: Any) -> Self:

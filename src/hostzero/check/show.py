@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 MOST_STEPS: Final = 60
 """More steps than these are read in the recording, not on a terminal."""
 
-_COUNTS_ON_A_LINE: Final = 4
+_COUNT_WIDTH: Final = 29
+# of a terminal: an id, and how often in the millions
 
 
 def print_report(report: Report, console: Console) -> None:
@@ -70,13 +71,14 @@ def print_coverage(coverage: dict[str, int], console: Console) -> None:
     """Print how often each row of the lifecycle table was exercised, and which not at all."""
     seen = [(name, f"{count:,}") for name, count in coverage.items() if count]
     missed = [name for name, count in coverage.items() if not count]
-    table = new_table(*["row", "times"] * _COUNTS_ON_A_LINE, left=0)
+    on_a_line = min(max(console.width // _COUNT_WIDTH, 1), max(len(seen), 1))
+    table = new_table(*["row", "times"] * on_a_line, left=0)
     for at in range(0, len(table.columns), 2):
         table.columns[at].justify = "left"
-    lines = -(-len(seen) // _COUNTS_ON_A_LINE)
+    lines = -(-len(seen) // on_a_line)
     for line in range(lines):
         # Down the columns, so that the order of the table can be followed.
-        cells = [cell for pair in seen[line::lines] for cell in pair] if lines else []
+        cells = [cell for pair in seen[line::lines] for cell in pair]
         table.add_row(*cells)
     title = f"Rows of the lifecycle table (docs/safety.md): {len(seen)} of {len(LIFECYCLE)} exercised"
     if seen:
