@@ -60,7 +60,10 @@ def command(*, json_path: Path | None, output: Path | None, replay: Path | None,
     given = {name: value for name, value in given.items() if value not in {None, ()}}
     if replay is not None:
         others = {"json": json_path, "output": output, **given}
-        _refuse("--replay runs a recording as it is", [name for name, value in others.items() if value])
+        _refuse(
+            "--replay runs a recording as it is",
+            [name for name, value in others.items() if value is not None],
+        )
         _replay(replay)
         return
     _search(_options(given), json_path, output)
