@@ -193,7 +193,13 @@ def test_limits_that_a_search_refuses_are_a_wrong_call(
         ),
         (
             "--replay r.json --seed 0 --search wire --json -",
-            "--replay runs a recording as it is: leave out --json, --seed, --search",
+            "--replay runs a recording as it is: leave out --json, --search, --seed",
+        ),
+        ("--replay r.json --mutants", "--replay runs a recording as it is: leave out --mutants"),
+        ("--patch 25 --jobs 2 --seed 1", "that is for --mutants: leave out --jobs, --patch"),
+        (
+            "--mutants --search wire --output r.json",
+            "--mutants searches each mutant in the same way: leave out --output, --search",
         ),
     ],
 )

@@ -14,13 +14,15 @@ from hostzero.document import check_output, to_json, write_atomically
 from hostzero.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from hostzero.check.run import Report
 
 _DEFAULT: Final = CheckOptions(seed=0)
 _STDOUT: Final = Path("-")
 _PATH: Final = click.Path(path_type=Path)
+_OF_MUTANTS: Final = {"patches", "names", "kinds", "jobs", "markdown"}
+_NOT_OF_MUTANTS: Final = {"searches", "pages", "depth", "output"}
 
 
 @click.command(name="check")
@@ -47,7 +49,15 @@ _PATH: Final = click.Path(path_type=Path)
     help="Where to record what was found.  [default: hostzero-check-SEED.json, or a free name like it]",
 )
 @click.option("--replay", type=_PATH, metavar="FILE", help="Run a recording again, and nothing else.")
-def command(*, json_path: Path | None, output: Path | None, replay: Path | None, **given: Any) -> None:
+@click.option("--mutants", is_flag=True, help="Search each mutant of the source instead (from a checkout).")
+@click.option("--patch", "patches", type=int, multiple=True, metavar="N", help="Only mutants of this patch.")
+@click.option("--name", "names", multiple=True, metavar="TEXT", help="Only mutants with this in their name.")
+@click.option("--kind", "kinds", multiple=True, metavar="KIND", help="Only mutants of this kind.")
+@click.option("--jobs", type=int, metavar="N", help="Mutants at a time.  [default: one a CPU]")
+@click.option("--markdown", type=_PATH, help="Write what became of the mutants as a page.")
+def command(
+    *, mutants: bool, json_path: Path | None, output: Path | None, replay: Path | None, **given: Any
+) -> None:
     """Search for one page that is believed zero and is not.
 
     Four searches share the time: random steps on a small guest's allocator, all interleavings on
@@ -58,21 +68,26 @@ def command(*, json_path: Path | None, output: Path | None, replay: Path | None,
     Exit status: 0 nothing found, 1 something found.
     """
     given = {name: value for name, value in given.items() if value not in {None, ()}}
+    files = {"json": json_path, "output": output}
+    all_given = {name: value for name, value in (given | files).items() if value is not None}
     if replay is not None:
-        others = {"json": json_path, "output": output, **given}
-        _refuse(
-            "--replay runs a recording as it is",
-            [name for name, value in others.items() if value is not None],
-        )
+        _refuse("--replay runs a recording as it is", [*all_given, *["mutants"] * mutants])
         _replay(replay)
-        return
-    _search(_options(given), json_path, output)
+    elif mutants:
+        _refuse("--mutants searches each mutant in the same way", _NOT_OF_MUTANTS & all_given.keys())
+        from hostzero.cli.check_mutants import search_mutants
+
+        search_mutants(given, json_path)
+    else:
+        _refuse("that is for --mutants", _OF_MUTANTS & all_given.keys())
+        _search(_options(given), json_path, output)
 
 
-def _refuse(why: str, names: list[str]) -> None:
-    if names:
-        options = ", ".join(f"--{'search' if name == 'searches' else name}" for name in names)
-        raise UsageError(f"{why}: leave out {options}")
+def _refuse(why: str, names: Iterable[str]) -> None:
+    singular = {"searches": "search", "patches": "patch", "names": "name", "kinds": "kind"}
+    options = sorted(f"--{singular.get(name, name)}" for name in names)
+    if options:
+        raise UsageError(f"{why}: leave out {', '.join(options)}")
 
 
 def _options(given: Mapping[str, Any]) -> CheckOptions:
