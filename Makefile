@@ -1,7 +1,8 @@
 # make bench    the benchmark, from a clean checkout
+# make check    the search for a false zero claim, from a clean checkout
 # make test     everything that must pass, from a clean checkout
 #
-# Both make .venv first. Needs make and Python >= 3.11 with venv; no root.
+# All make .venv first. Needs make and Python >= 3.11 with venv; no root.
 # Another interpreter: make PYTHON=python3.12 test
 
 PYTHON ?= python3
@@ -9,6 +10,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet -c constraints.txt
 BENCH  ?=
+CHECK  ?=
 SERIES ?=
 
 # Rooms that are compiled; their tests run a second time with the compiler off.
@@ -16,13 +18,19 @@ COMPILED := $(wildcard tests/mm/test_*.py tests/test_jit.py)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help bench test lint types tests tests-uncompiled series coverage clean
+.PHONY: help bench check safety test lint types tests tests-uncompiled series coverage clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 bench: $(VENV)/.runtime ## run the benchmark (arguments: make bench BENCH="--quick --json out.json")
 	@$(BIN)/hostzero bench $(BENCH)
+
+check: $(VENV)/.runtime ## search for a page that is believed zero and is not (arguments: make check CHECK="--seconds 600")
+	@$(BIN)/hostzero check $(CHECK)
+
+safety: $(VENV)/.runtime ## find the lines of code of the lifecycle table in docs/safety.md again
+	@$(BIN)/python -m hostzero.check.lifecycle_doc docs/safety.md
 
 test: lint types tests tests-uncompiled ## lint, types, tests, and the compiled rooms' tests with the compiler off
 

@@ -9,6 +9,7 @@ import types
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hostzero.check.lifecycle import ROW_IDS
@@ -174,6 +175,15 @@ def test_the_report_as_a_document(played: Played, tmp_path: Path) -> None:
         "notes": ["closed"],
         "rows": {"split": 5},
     }
+
+
+def test_counts_from_arrays_are_numbers_in_the_document(played: Played) -> None:
+    part = played.parts["wire"]
+    part.operations, part.states = np.int64(7), np.int64(8)  # type: ignore[assignment]
+    part.rows = Counter({"split": np.int64(9)})
+    report, _ = run(played, searches=("wire",))
+    document = json.loads(json.dumps(report.to_json()))
+    assert document["coverage"]["split"] == document["searches"][0]["rows"]["split"] == 9
 
 
 @pytest.mark.parametrize(

@@ -112,5 +112,5 @@ def write_table(path: Path) -> bool:
 
 if __name__ == "__main__":
     for name in sys.argv[1:]:
-        said = "written anew" if write_table(Path(name)) else "is as it should be"
+        said = "was written anew" if write_table(Path(name)) else "is as it should be"
         sys.stdout.write(f"{name}: the lifecycle table {said}\n")

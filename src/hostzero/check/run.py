@@ -135,7 +135,7 @@ class Report:
         total: Counter[str] = Counter()
         for _, findings in self.searches:
             total.update(findings.rows)
-        return {name: total[name] for name in ROW_IDS}
+        return {name: int(total[name]) for name in ROW_IDS}
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as a JSON document."""
@@ -155,14 +155,19 @@ def _findings_to_json(title: str, findings: Findings) -> dict[str, Any]:
     return {
         "name": findings.search,
         "title": title,
-        "seconds": findings.seconds,
-        "operations": findings.operations,
-        "states": findings.states,
-        "found_after": findings.found_after,
+        "seconds": float(findings.seconds),
+        "operations": int(findings.operations),
+        "states": _int(findings.states),
+        "found_after": _int(findings.found_after),
         "notes": list(findings.notes),
-        "rows": {name: findings.rows[name] for name in ROW_IDS if findings.rows[name]},
+        "rows": {name: int(findings.rows[name]) for name in ROW_IDS if findings.rows[name]},
         "recording": None if findings.recording is None else findings.recording.to_json(),
     }
+
+
+def _int(number: int | None) -> int | None:
+    # Searches count in arrays, and JSON knows no numbers of those.
+    return None if number is None else int(number)
 
 
 def load_search(name: str) -> Search:
