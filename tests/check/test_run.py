@@ -194,7 +194,7 @@ def test_counts_from_arrays_are_numbers_in_the_document(played: Played) -> None:
         ({"seconds": float("inf")}, "--seconds inf: must be above zero"),
         ({"seed": -1}, "--seed -1: must be from 0 to 4294967295"),
         ({"seed": 1 << 32}, "--seed 4294967296: must be from 0 to 4294967295"),
-        ({"pages": 15}, "--pages 15: must be from 16 to 65536"),
+        ({"pages": 15}, "--pages 15: must be from 16 to 1048576"),
         ({"depth": 0}, "--depth 0: must be at least 1"),
         ({"searches": ("wine",)}, "--search wine: unknown; there are allocator, exhaustive, machine, wire"),
         ({"searches": ()}, "--search: name at least one of allocator, exhaustive, machine, wire"),

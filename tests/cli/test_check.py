@@ -179,7 +179,7 @@ def test_limits_that_a_search_refuses_are_a_wrong_call(
         ("--seconds 0", "--seconds 0: must be above zero"),
         ("--seconds x", "Invalid value for '--seconds': 'x' is not a valid float."),
         ("--seed -1", "--seed -1: must be from 0 to 4294967295"),
-        ("--pages 8", "--pages 8: must be from 16 to 65536"),
+        ("--pages 8", "--pages 8: must be from 16 to 1048576"),
         ("--depth 0", "--depth 0: must be at least 1"),
         ("--json none/r.json", "--json none/r.json: there is no directory none"),
         ("--output none/r.json", "--output none/r.json: there is no directory none"),

@@ -26,7 +26,7 @@ VERSION: Final = 1
 
 LARGEST_SEED: Final = (1 << 32) - 1
 LEAST_PAGES: Final = 16
-MOST_PAGES: Final = 1 << 16
+MOST_PAGES: Final = 1 << 20
 
 _LEAST_PART: Final = 0.1
 """A search gets at least this part of its share, if those before it have overdrawn theirs."""

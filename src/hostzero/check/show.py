@@ -27,10 +27,11 @@ _COUNT_WIDTH: Final = 29
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Print what each search did, which rows were exercised, and what was found last of all."""
+    """Print what each search did, and then what was found, or else which rows were exercised."""
     if report.searches:
         print_searches(report, console)
-        print_coverage(report.coverage, console)
+        if report.ok:
+            print_coverage(report.coverage, console)
         print_notes(report, console)
     for _, findings in report.searches:
         if findings.recording is not None:
@@ -103,9 +104,11 @@ def print_notes(report: Report, console: Console) -> None:
 
 def print_violation(violation: Violation, console: Console) -> None:
     """Print a violation: the page, its list, the claim, the first wrong byte, the page's events."""
-    for line in violation.lines():
+    first, *others = violation.lines()
+    _line(console, first, style="bold")
+    print_note(console, f"({KINDS[violation.kind]})")
+    for line in others:
         _line(console, line)
-    print_note(console, f"({violation.kind}: {KINDS[violation.kind]})")
     console.print()
 
 
