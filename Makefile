@@ -10,7 +10,6 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet -c constraints.txt
 BENCH  ?=
-CHECK  ?=
 SERIES ?=
 
 # Rooms that are compiled; their tests run a second time with the compiler off.
@@ -18,13 +17,16 @@ COMPILED := $(wildcard tests/mm/test_*.py tests/test_jit.py)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help bench check safety test lint types tests tests-uncompiled series coverage clean
+.PHONY: help bench test lint types tests tests-uncompiled series coverage clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 bench: $(VENV)/.runtime ## run the benchmark (arguments: make bench BENCH="--quick --json out.json")
 	@$(BIN)/hostzero bench $(BENCH)
+
+.PHONY: check safety
+CHECK ?=
 
 check: $(VENV)/.runtime ## search for a page that is believed zero and is not (arguments: make check CHECK="--seconds 600")
 	@$(BIN)/hostzero check $(CHECK)
