@@ -44,7 +44,7 @@ def test_a_log_gets_a_line_now_and_then() -> None:
             lines.moved("wire", 1000, None, ROWS, "half way")
         lines.end(Findings("wire", 10, 2000, None, ROWS))
     assert stream.getvalue().splitlines() == [
-        "wire: hostile bytes; preparing",
+        "wire: hostile bytes; preparing (compiled once for each version, which takes a minute or more)",
         "wire: searching for 18 s",
         f"wire: 1,000 operations (200/s), 2 of {len(ROW_IDS)} rows, 13 s left; half way",
         f"wire: 1,000 operations (100/s), 2 of {len(ROW_IDS)} rows, 8 s left; half way",

@@ -28,6 +28,9 @@ REDRAW_EVERY: Final = 0.1
 """Seconds between two drawings of a terminal's lines: more cannot be read."""
 
 
+_PREPARING: Final = "preparing (compiled once for each version, which takes a minute or more)"
+
+
 def describe(
     operations: int, states: int | None, rows: Counter[str], seconds: float, left: float | None
 ) -> str:
@@ -94,7 +97,7 @@ class Lines(_Timed):
 
     def prepare(self, name: str, title: str) -> None:
         """Say that the search is made ready: it may have to be compiled."""
-        self._write(f"{name}: {title}; preparing")
+        self._write(f"{name}: {title}; {_PREPARING}")
 
     def begin(self, name: str, title: str, seconds: float) -> None:
         """Say how long it may take."""
@@ -157,7 +160,7 @@ class Live(_Timed):
         """Add the search's line."""
         if name not in self._tasks:
             self._tasks[name] = self._lines.add_task("", search=name)
-        self._draw(name, f"preparing: {title}")
+        self._draw(name, f"{_PREPARING}: {title}")
 
     def begin(self, name: str, title: str, seconds: float) -> None:
         """Say that it searches."""
