@@ -1,7 +1,8 @@
 # make bench    the benchmark, from a clean checkout
+# make check    the search for a false zero claim, from a clean checkout
 # make test     everything that must pass, from a clean checkout
 #
-# Both make .venv first. Needs make and Python >= 3.11 with venv; no root.
+# All make .venv first. Needs make and Python >= 3.11 with venv; no root.
 # Another interpreter: make PYTHON=python3.12 test
 
 PYTHON ?= python3
@@ -23,6 +24,15 @@ help: ## this list
 
 bench: $(VENV)/.runtime ## run the benchmark (arguments: make bench BENCH="--quick --json out.json")
 	@$(BIN)/hostzero bench $(BENCH)
+
+.PHONY: check safety
+CHECK ?=
+
+check: $(VENV)/.runtime ## search for a page that is believed zero and is not (arguments: make check CHECK="--seconds 600")
+	@$(BIN)/hostzero check $(CHECK)
+
+safety: $(VENV)/.runtime ## find the lines of code of the lifecycle table in docs/safety.md again
+	@$(BIN)/python -m hostzero.check.lifecycle_doc docs/safety.md
 
 test: lint types tests tests-uncompiled ## lint, types, tests, and the compiled rooms' tests with the compiler off
 

@@ -26,6 +26,8 @@ FLOORS = {
     "machine": 4,
     "vhost_user": 4,
     "warmup": 5,
+    "document": 5,
+    "render": 5,
     "bench": 6,
     "check": 6,
     "conform": 6,

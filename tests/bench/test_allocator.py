@@ -10,7 +10,7 @@ import pytest
 
 from hostzero.bench import allocator
 from hostzero.bench.allocator import run_allocator
-from hostzero.bench.document import to_json
+from hostzero.document import to_json
 from hostzero.ram import Ram, open_ram
 from tests.bench.recorder import Recorder
 from tests.ram.host import mapped

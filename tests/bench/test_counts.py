@@ -10,17 +10,17 @@ import pytest
 from rich.console import Console
 
 from hostzero.bench.cover_letter import ORDER0_KNOWN_ZERO
-from hostzero.bench.document import to_json
 from hostzero.bench.fragment import RECIPE
 from hostzero.bench.markdown import to_markdown
 from hostzero.bench.names import COUNTED, Scenario
 from hostzero.bench.plot import draw
 from hostzero.bench.plot_counts import DRAWERS
-from hostzero.bench.render import WIDE
 from hostzero.bench.results import Results
 from hostzero.bench.table import print_results
 from hostzero.bench.table_counts import CELLS, COLUMNS, KEYS, NOTES
+from hostzero.document import to_json
 from hostzero.errors import UsageError
+from hostzero.render import WIDE
 from tests.bench.synthetic import make_counts, make_results
 
 

@@ -14,7 +14,6 @@ from hostzero.bench.names import Scenario
 from hostzero.bench.options import (
     BACKINGS,
     BenchOptions,
-    check_output,
     check_plot,
     largest_size,
     quick_options,
@@ -131,31 +130,7 @@ def test_a_size_that_is_none_names_the_option() -> None:
     assert size_option("--size", "4M") == 4 * MIB
 
 
-def test_an_output_in_a_missing_directory(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"--json .*: there is no directory .*/none"):
-        check_output("--json", tmp_path / "none" / "out.json")
-
-
-def test_an_output_that_is_a_directory(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is a directory"):
-        check_output("--json", tmp_path)
-
-
-def test_an_output_below_a_file(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match="there is no directory"):
-        check_output("--json", tmp_path / "file" / "out.json")
-
-
-def test_an_output_in_a_read_only_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Root may write anywhere, so the answer of access(2) is played."""
-    monkeypatch.setattr("os.access", lambda *_: False)
-    with pytest.raises(UsageError, match="cannot be written to"):
-        check_output("--json", tmp_path / "out.json")
-
-
 def test_checking_writes_nothing(tmp_path: Path) -> None:
-    check_output("--json", tmp_path / "out.json")
     check_plot(tmp_path / "out.PNG")
     assert list(tmp_path.iterdir()) == []
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from hostzero.bench.counters import Sample
-from hostzero.bench.document import to_json
 from hostzero.bench.names import COMPARISONS, Arm, Phase, Scenario
 from hostzero.bench.results import PageCounts, Results, Series
+from hostzero.document import to_json
 from hostzero.errors import UsageError
 from tests.bench.synthetic import make_allocator_results, make_results
 

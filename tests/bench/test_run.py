@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from hostzero.bench.arms import ARMS
-from hostzero.bench.document import to_json
 from hostzero.bench.guest import PreparedGuest
 from hostzero.bench.names import COMPARISONS, TIMED, Arm, Phase, Scenario
 from hostzero.bench.options import SCENARIOS, BenchOptions
@@ -22,6 +21,7 @@ from hostzero.bench.progress import Silent
 from hostzero.bench.results import Results
 from hostzero.bench.run import RUNNERS, run_bench
 from hostzero.bench.timed import CHURN_CYCLES, TimedScenario
+from hostzero.document import to_json
 from hostzero.errors import VmBug
 from hostzero.ram import Ram, ZeroProof, open_ram
 from hostzero.ram.residency import private_resident

@@ -10,9 +10,9 @@ from rich.console import Console
 
 from hostzero.bench import table
 from hostzero.bench.names import Arm, Phase, Scenario
-from hostzero.bench.render import WIDE
 from hostzero.bench.results import AllocatorResults, Results
 from hostzero.bench.stats import PairedRatio
+from hostzero.render import WIDE
 from tests.bench.synthetic import make_allocator_results, make_results
 
 

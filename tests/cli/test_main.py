@@ -36,7 +36,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
     return errors
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["bench", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["bench", "--help"], ["check", "--help"]])
 def test_help_and_version_import_nothing_heavy(arguments: list[str]) -> None:
     """A subprocess, because this one has imported everything."""
     program = (

@@ -26,6 +26,7 @@ def test_a_record_reads_like_numpys(both: tuple[Any, Any]) -> None:
         for at in (0, 3, -1, np.int64(2)):
             assert getattr(ours[at], name) == getattr(theirs[at], name)
             assert type(getattr(ours[at], name)) is type(getattr(theirs[at], name))
+            assert ours[at][name] == theirs[at][name]
 
 
 def test_a_record_is_live(both: tuple[Any, Any]) -> None:

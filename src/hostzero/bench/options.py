@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from hostzero.bench.names import COUNTED, TIMED, Scenario
+from hostzero.document import check_output
 from hostzero.errors import UsageError
 from hostzero.units import PMD_SIZE, format_size, parse_size
 
@@ -145,21 +145,6 @@ def size_option(option: str, text: str) -> int:
         return parse_size(text)
     except UsageError as error:
         raise UsageError(f"{option}: {error}") from None
-
-
-def check_output(option: str, path: Path) -> None:
-    """Check that a file could be written at `path`, before an hour is spent on its contents.
-
-    Raises:
-        UsageError: the directory is missing or not writable, or `path` is a directory.
-    """
-    if path.is_dir():
-        raise UsageError(f"{option} {path}: is a directory")
-    parent = path.parent
-    if not parent.is_dir():
-        raise UsageError(f"{option} {path}: there is no directory {parent}")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise UsageError(f"{option} {path}: the directory {parent} cannot be written to")
 
 
 def check_plot(path: Path) -> None:

@@ -18,11 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from hostzero.bench.document import write_atomically
 from hostzero.bench.names import SCENARIO_TITLES, Arm, Phase, Scenario
 from hostzero.bench.plot_counts import DRAWERS
 from hostzero.bench.results import Results, Series
 from hostzero.bench.stats import summarize
+from hostzero.document import write_atomically
 from hostzero.errors import UsageError
 
 if TYPE_CHECKING:

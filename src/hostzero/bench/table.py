@@ -24,7 +24,10 @@ from hostzero.bench.names import (
     Phase,
     Scenario,
 )
-from hostzero.bench.render import (
+from hostzero.bench.results import AllocatorResults, Comparison, Results, Series
+from hostzero.bench.stats import PairedRatio, summarize
+from hostzero.bench.table_counts import print_counts
+from hostzero.render import (
     NONE,
     NOT_AVAILABLE,
     WIDE,
@@ -33,9 +36,6 @@ from hostzero.bench.render import (
     print_note,
     print_table,
 )
-from hostzero.bench.results import AllocatorResults, Comparison, Results, Series
-from hostzero.bench.stats import PairedRatio, summarize
-from hostzero.bench.table_counts import print_counts
 
 
 class Column(NamedTuple):

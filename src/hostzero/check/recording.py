@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from hostzero.check.violation import Violation
-from hostzero.errors import UsageError
+from hostzero.document import write_atomically
+from hostzero.errors import HostzeroError, UsageError
 
 FORMAT: Final = "hostzero-check"
 VERSION: Final = 1
@@ -55,9 +56,9 @@ class Recording:
         steps = ",\n    ".join(json.dumps(step) for step in document.pop("steps"))
         head = json.dumps(document, indent=2).removesuffix("\n}")
         try:
-            path.write_text(f'{head},\n  "steps": [\n    {steps}\n  ]\n}}\n')
-        except OSError as error:
-            raise UsageError(f"{path}: the recording cannot be written: {error.strerror}") from error
+            write_atomically(path, f'{head},\n  "steps": [\n    {steps}\n  ]\n}}\n'.encode())
+        except HostzeroError as error:
+            raise UsageError(f"the recording is lost: {error}") from error
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -74,8 +75,10 @@ class Recording:
             raise UsageError(f"{path}: is no recording of hostzero check: {error}") from error
         try:
             return cls.from_json(document)
-        except (KeyError, TypeError, ValueError) as error:
-            raise UsageError(f"{path}: is no recording of hostzero check: {error!r}") from error
+        except KeyError as error:
+            raise UsageError(f"{path}: is no recording of hostzero check: it lacks {error}") from error
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"{path}: is no recording of hostzero check: {error}") from error
 
     @classmethod
     def from_json(cls, document: Any) -> Self:

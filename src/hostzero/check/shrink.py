@@ -8,13 +8,18 @@ Source: A. Zeller and R. Hildebrandt, "Simplifying and isolating failure-inducin
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Final, TypeVar
 
 S = TypeVar("S")
+
+PAIRS_UP_TO: Final = 32
+"""Of so many steps pairs are tried, some 500; of more it would take longer than anyone waits."""
 
 
 def shrink_steps(steps: Sequence[S], fails: Callable[[Sequence[S]], bool]) -> list[S]:
     """Return a shortest sequence found that still fails: no single step of it can be left out.
+
+    If it is short, no two steps can be left out together either, as an allocation and its free.
 
     Args:
         steps: a sequence for which `fails` is True.
@@ -34,10 +39,25 @@ def shrink_steps(steps: Sequence[S], fails: Callable[[Sequence[S]], bool]) -> li
                 removed = True
             start -= size
         if size == 1 and not removed:
-            return current
-        if not removed:
+            shorter = _without_a_pair(current, fails)
+            if shorter is None:
+                return current
+            current = shorter
+        elif not removed:
             size = max(size // 2, 1)
         size = min(size, max(len(current), 1))
+
+
+def _without_a_pair(steps: list[S], fails: Callable[[Sequence[S]], bool]) -> list[S] | None:
+    """Return the steps without two of them, wherever these are, or None if none can be spared."""
+    if len(steps) > PAIRS_UP_TO:
+        return None
+    for second in range(len(steps) - 1, 0, -1):
+        for first in range(second - 1, -1, -1):
+            candidate = steps[:first] + steps[first + 1 : second] + steps[second + 1 :]
+            if fails(candidate):
+                return candidate
+    return None
 
 
 def shrink_arguments(
@@ -45,20 +65,30 @@ def shrink_arguments(
 ) -> list[list[object]]:
     """Return the steps with integers made as small as they can be, one after the other.
 
-    The first element of a step is its name and stays.
+    The first element of a step is its name and stays. Each integer is 0 if that fails too, else
+    one that does not fail when it is less by one; it is found by halving, in some 60 tries at most.
     """
     current = [list(step) for step in steps]
-    for at in range(len(current)):
-        for place in range(1, len(current[at])):
-            value = current[at][place]
-            if isinstance(value, bool) or not isinstance(value, int):
+
+    def fails_with(at: int, place: int, value: int) -> bool:
+        candidate = [list(step) for step in current]
+        candidate[at][place] = value
+        return fails(candidate)
+
+    for at, step in enumerate(current):
+        for place in range(1, len(step)):
+            high = step[place]
+            if isinstance(high, bool) or not isinstance(high, int) or high <= 0:
                 continue
-            for smaller in (0, 1, value // 2, value - 1):
-                if not 0 <= smaller < value:
-                    continue
-                candidate = [list(step) for step in current]
-                candidate[at][place] = smaller
-                if fails(candidate):
-                    current = candidate
-                    break
+            if fails_with(at, place, 0):
+                step[place] = 0
+                continue
+            low = 0
+            while high - low > 1:
+                middle = (low + high) // 2
+                if fails_with(at, place, middle):
+                    high = middle
+                else:
+                    low = middle
+            step[place] = high
     return current

@@ -69,15 +69,24 @@ class Violation:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> Self:
+    def from_json(cls, fields: Any) -> Self:
         """Read what `to_json` wrote.
 
         Raises:
             TypeError, ValueError: it is something else.
         """
+        if not isinstance(fields, dict):
+            raise TypeError("a violation is an object")
         if fields.get("kind") not in KINDS:
             raise ValueError(f"no kind of violation: {fields.get('kind')!r}")
-        return cls(**{**fields, "history": tuple(fields.get("history", ()))})
+        violation = cls(**{**fields, "history": tuple(fields.get("history", ()))})
+        numbers = (violation.pfn, violation.order, violation.wrong_offset, violation.wrong_value)
+        texts = (violation.what, violation.where, violation.claim, *violation.history)
+        if not all(number is None or isinstance(number, int) for number in numbers):
+            raise TypeError("a violation's page, order, offset and byte are whole numbers")
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("what a violation says is text")
+        return violation
 
 
 class Violated(HostzeroError):

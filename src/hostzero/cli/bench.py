@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-import os
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,11 +16,11 @@ from hostzero.bench.options import (
     PLOT_SUFFIXES,
     SCENARIOS,
     BenchOptions,
-    check_output,
     check_plot,
     quick_options,
     size_option,
 )
+from hostzero.document import check_output, to_json, write_atomically
 from hostzero.errors import UsageError
 from hostzero.units import format_size
 
@@ -131,7 +129,6 @@ def _run_scenarios(
     from hostzero.bench.host import available_memory
 
     options.validate_on(available_memory())
-    from hostzero.bench.document import write_atomically
     from hostzero.bench.markdown import to_markdown
     from hostzero.bench.plot import write_plot
     from hostzero.bench.progress import open_progress
@@ -160,22 +157,11 @@ def _run_allocator(repetitions: int, json_path: Path | None) -> None:
 
 
 def _output(document: Mapping[str, Any], json_path: Path | None, show: Callable[[Console], None]) -> None:
-    from hostzero.bench.document import to_json, write_atomically
-
     if json_path == _STDOUT:
         click.echo(to_json(document), nl=False)
     elif json_path is not None:
         write_atomically(json_path, to_json(document).encode())
+    from hostzero.render import open_console
+
     # With the document on standard output, the tables go where they do not mix with it.
-    show(_console(to_stderr=json_path == _STDOUT))
-
-
-def _console(*, to_stderr: bool) -> Console:
-    from rich.console import Console
-
-    from hostzero.bench.render import WIDE
-
-    console = Console(file=sys.stderr if to_stderr else sys.stdout)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = WIDE  # a file has no width of its own; 80 would split the tables for nothing
-    return console
+    show(open_console(to_stderr=json_path == _STDOUT))

@@ -7,16 +7,8 @@ Kernel: `mm/hugetlb.c` and `include/linux/hugetlb.h`, the part below allocation.
 of its node; one in use is on no list (Linux keeps a list of those for cgroup accounting).
 
 `HPG_zeroed` (patch 20) says that every byte of the folio is zero. It is the pool's own
-knowledge, a level above `PG_zeroed`, which ends where the buddy allocator hands a page out:
-
-| event | `HPG_zeroed` |
-|---|---|
-| `alloc_surplus_hugetlb_folio` with `__GFP_ZERO` | set |
-| the same for a reservation (`gather_surplus_pages`), and pages of the persistent pool | stays clear |
-| `alloc_hugetlb_folio` returns | cleared, after it was asked |
-| `alloc_hugetlb_folio_reserve` | read, then cleared |
-| `free_huge_folio`, a failed charge and a lost race included | cleared |
-| `alloc_hugetlb_folio_nodemask` (a target of migration) | left alone; cleared when freed |
+knowledge, a level above `PG_zeroed`, which ends where the buddy allocator hands a page out.
+Who sets and clears it is in the table of docs/safety.md: rows `hugetlb-set` to `hugetlb-free`.
 """
 
 from __future__ import annotations

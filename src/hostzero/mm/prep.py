@@ -5,7 +5,7 @@ Kernel: `mm/page_alloc.c`, `__free_pages_prepare`, `prep_new_page`, `post_alloc_
 
 `post_alloc_hook` is the single point where known-zero state is consumed: no other
 place decides whether a page needs zeroing. The written table of who sets, keeps and
-clears the state is in docs/architecture.md.
+clears the state is in docs/safety.md.
 """
 
 from __future__ import annotations

@@ -25,6 +25,10 @@ class _Record:
         self._columns = columns
         self._at = at
 
+    def __getitem__(self, name: str) -> Any:
+        """Return a field by its name, as a record of numpy's does."""
+        return getattr(self, name)
+
 
 @functools.cache
 def _kind_of(names: tuple[str, ...]) -> type[_Record]:

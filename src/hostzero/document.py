@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Writing a JSON document so that a reader never finds half of one."""
+"""Files that commands write: refused before the work if they cannot be, never half written."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hostzero.errors import HostzeroError
+from hostzero.errors import HostzeroError, UsageError
 
 
 def to_json(document: Mapping[str, Any]) -> str:
@@ -20,6 +20,21 @@ def to_json(document: Mapping[str, Any]) -> str:
         ValueError: it holds a value that JSON has no word for (NaN, infinity).
     """
     return json.dumps(document, indent=1, allow_nan=False) + "\n"
+
+
+def check_output(option: str, path: Path) -> None:
+    """Check that a file could be written at `path`, before an hour is spent on its contents.
+
+    Raises:
+        UsageError: the directory is missing or not writable, or `path` is a directory.
+    """
+    if path.is_dir():
+        raise UsageError(f"{option} {path}: is a directory")
+    parent = path.parent
+    if not parent.is_dir():
+        raise UsageError(f"{option} {path}: there is no directory {parent}")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UsageError(f"{option} {path}: the directory {parent} cannot be written to")
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hostzero.bench.document import to_json, write_atomically
-from hostzero.errors import HostzeroError
+from hostzero.document import check_output, to_json, write_atomically
+from hostzero.errors import HostzeroError, UsageError
 
 
 def test_writes_what_it_was_given(tmp_path: Path) -> None:
@@ -56,3 +56,31 @@ def test_json_is_text_with_a_last_newline() -> None:
 def test_json_has_no_word_for_nan() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         to_json({"a": math.nan})
+
+
+def test_an_output_in_a_missing_directory(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--json .*: there is no directory .*/none"):
+        check_output("--json", tmp_path / "none" / "out.json")
+
+
+def test_an_output_that_is_a_directory(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is a directory"):
+        check_output("--json", tmp_path)
+
+
+def test_an_output_below_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="there is no directory"):
+        check_output("--json", tmp_path / "file" / "out.json")
+
+
+def test_an_output_in_a_read_only_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Root may write anywhere, so the answer of access(2) is played."""
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(UsageError, match="cannot be written to"):
+        check_output("--json", tmp_path / "out.json")
+
+
+def test_checking_an_output_writes_nothing(tmp_path: Path) -> None:
+    check_output("--json", tmp_path / "out.json")
+    assert list(tmp_path.iterdir()) == []

@@ -3,20 +3,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+import os
+import sys
+from typing import Final
 
 from rich import box
+from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 WIDE: Final = 118
 """A terminal with this many columns gets one table where a narrower one gets two."""
 
 NOT_AVAILABLE: Final = "not available"
 NONE: Final = "–"
+
+
+def open_console(*, to_stderr: bool) -> Console:
+    """Return what tables are printed on: standard output, or standard error if a document goes there."""
+    console = Console(file=sys.stderr if to_stderr else sys.stdout)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = WIDE  # a file has no width of its own; 80 would split the tables for nothing
+    return console
 
 
 def new_table(*columns: str, left: int = 1) -> Table:
