@@ -19,17 +19,20 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
-from hostzero.check.child import Children
+from hostzero.check.child import Children, Ending
 from hostzero.check.mutants import PACKAGE, ROOT, Mutant, chosen, copied, read_all
 from hostzero.check.outcome import VERDICTS, Outcome, outcome_of
 from hostzero.errors import HostzeroError, UsageError
+
+R = TypeVar("R")
 
 START_UP: Final = 60.0
 """Seconds that a process may take besides searching; some ten times what it needs."""
@@ -147,70 +150,82 @@ class Matrix:
         return self.unchanged.good and all(outcome.good for outcome in self.outcomes)
 
 
-def run_matrix(options: MatrixOptions, progress: ProgressOfMatrix, mutants: Sequence[Mutant] = ()) -> Matrix:
-    """Search every chosen mutant, or `mutants` if some are given.
+def run_matrix(options: MatrixOptions, progress: ProgressOfMatrix) -> Matrix:
+    """Search every chosen mutant.
 
     If the search finds anything in the unchanged source, or fails there, no mutant is tried.
 
     Raises:
         UsageError: no mutant is chosen, or this is no checkout.
     """
-    mutants = mutants or options.mutants()
+    mutants = options.mutants()
+    with prepared(options) as (children, base):
+        unchanged = _search(children, options, base, None)
+        progress(0, len(mutants), unchanged)
+        if not unchanged.good:
+            return Matrix(options, unchanged, ())
+        outcomes = []
+        tries = [partial(_search, children, options, base, mutant) for mutant in mutants]
+        with closing(in_parallel(children, options, tries)) as results:
+            for outcome in results:
+                outcomes.append(outcome)
+                progress(len(outcomes), len(mutants), outcome)
+    return Matrix(options, unchanged, tuple(sorted(outcomes, key=_order)))
+
+
+@contextmanager
+def prepared(options: MatrixOptions) -> Iterator[tuple[Children, Path]]:
+    """Make a copy of the variant; whatever ends this ends every process that was started, too."""
     children = Children()
     with _terminable(), copied("hostzero-mutants-", root=options.root) as base:
         options.variant.apply(base / PACKAGE)
         try:
-            unchanged = _search(children, options, base, None)
-            progress(0, len(mutants), unchanged)
-            if not unchanged.good:
-                return Matrix(options, unchanged, ())
-            outcomes = list(_searched(children, options, base, mutants, progress))
-        except BaseException:
+            yield children, base
+        finally:
             children.stop()
-            raise
-    return Matrix(options, unchanged, tuple(sorted(outcomes, key=_order)))
 
 
-def _searched(
-    children: Children,
-    options: MatrixOptions,
-    base: Path,
-    mutants: Sequence[Mutant],
-    progress: ProgressOfMatrix,
-) -> Iterator[Outcome]:
+def in_parallel(
+    children: Children, options: MatrixOptions, tries: Sequence[Callable[[], R]]
+) -> Generator[R, None, None]:
+    """Yield the result of each try as it comes, so many at a time as there are to be jobs.
+
+    Whoever leaves off before the end must close the generator: that stops what is under way.
+    """
     with ThreadPoolExecutor(options.jobs or os.cpu_count() or 1) as pool:
-        futures = [pool.submit(_search, children, options, base, mutant) for mutant in mutants]
         try:
-            for number, future in enumerate(as_completed(futures), 1):
-                outcome = future.result()
-                progress(number, len(mutants), outcome)
-                yield outcome
-        except BaseException:
+            for future in as_completed([pool.submit(each) for each in tries]):
+                yield future.result()
+        finally:
             # The pool waits for its threads, and they for their processes.
             children.stop()
             pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def _search(children: Children, options: MatrixOptions, base: Path, mutant: Mutant | None) -> Outcome:
-    """Search one mutant in a copy of its own, which is gone afterwards."""
+    arguments = ["check", "--json", "-", "--seconds", f"{options.seconds:g}", "--seed", f"{options.seed}"]
+    return outcome_of(mutant, run_in_copy(children, options, base, mutant, ["hostzero", *arguments]))
+
+
+def run_in_copy(
+    children: Children, options: MatrixOptions, base: Path, mutant: Mutant | None, module: Sequence[str]
+) -> Ending:
+    """Run a module, given with its arguments, in a copy with one mutant, which is gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="mutant-", dir=base) as name:
         directory = Path(name)
         shutil.copytree(base / "src", directory / "src")
         if mutant is not None:
             path = directory / PACKAGE / mutant.module
             path.write_text(options.variant.translate(mutant).apply(path.read_text()))
-        arguments = ["check", "--json", "-", "--seconds", f"{options.seconds:g}", "--seed", f"{options.seed}"]
         # -P: what is searched is the copy, not what lies where the program was started.
-        command = [sys.executable, "-P", "-m", "hostzero", *arguments]
+        command = [sys.executable, "-P", "-m", *module]
         environment = os.environ | {
             "NUMBA_DISABLE_JIT": "1",
             "PYTHONDONTWRITEBYTECODE": "1",
             "PYTHONHASHSEED": "0",
             "PYTHONPATH": str(directory / "src"),
         }
-        ending = children.run(command, directory, environment, options.patience)
-        return outcome_of(mutant, ending)
+        return children.run(command, directory, environment, options.patience)
 
 
 def _order(outcome: Outcome) -> tuple[object, ...]:
