@@ -20,7 +20,7 @@ from typing import Any, Final
 from hostzero.check.alias_life import EVENTS, KERNELS
 from hostzero.check.child import Children, Ending
 from hostzero.check.matrix import AS_IT_IS, Edit, MatrixOptions, Variant, in_parallel, prepared, run_in_copy
-from hostzero.check.mutants import Mutant
+from hostzero.check.mutants import PACKAGE, Mutant
 from hostzero.errors import HostzeroError
 
 _PRIVATE: Final = "1 << 14"
@@ -50,6 +50,7 @@ OWN_BIT: Final = Variant(
 VARIANTS: Final = (AS_IT_IS, OWN_BIT)
 
 _ABOUT_THE_MARK: Final = re.compile(r"zeroed|CHECK_AT_|flags_f|FPI_", re.IGNORECASE)
+_KNOWS_THE_MARK: Final = re.compile(r"PageZeroed\(|PG_zeroed")
 
 Lives = dict[str, dict[str, int]]
 """By kernel and event, the step at which it happened first."""
@@ -96,14 +97,16 @@ class Comparison:
         return bool(alias - own)
 
 
-def about_the_mark(mutants: Sequence[Mutant]) -> list[Mutant]:
+def about_the_mark(options: MatrixOptions) -> list[Mutant]:
     """Return those that may change what becomes of `PG_zeroed`, and do more than lose a hint."""
+    package = options.root / PACKAGE
     return [
         mutant
-        for mutant in mutants
+        for mutant in options.mutants()
         if mutant.kind != "loses"
-        and mutant.module.startswith("mm/")
         and _ABOUT_THE_MARK.search(mutant.old + mutant.new)
+        and mutant.module.startswith("mm/")
+        and _KNOWS_THE_MARK.search((package / mutant.module).read_text())
     ]
 
 
@@ -115,7 +118,7 @@ def compare(
     Raises:
         HostzeroError: something is noted of the unchanged source.
     """
-    mutants = about_the_mark(options.mutants())
+    mutants = about_the_mark(options)
     lives: dict[str | None, dict[str, Lives | None]] = {None: {}} | {m.file: {} for m in mutants}
     total = len(VARIANTS) * len(mutants)
     number = 0

@@ -38,10 +38,12 @@ if TYPE_CHECKING:
 
 KERNELS: Final[dict[str, dict[str, bool]]] = {
     "plain": {"debug_vm": False},
+    "failing": {"debug_vm": False},
     "hardened": {"debug_vm": False, "init_on_alloc": True},
     "debug": {"debug_vm": True},
 }
-"""Kernels by what they check: nothing; every page that comes and goes; and their own assertions too."""
+"""Kernels by what they check: nothing; nothing until memory breaks, and then every page that is
+allocated (as here, not as in Linux); every page that comes and goes; and their own assertions too."""
 
 EVENTS: Final = {
     "wrong bytes": "a page that was asked for as zero holds something else",
@@ -108,7 +110,8 @@ class Life:
             self._break,
             self._hibernate,
         )
-        (action,) = self._random.choices(names, (34, 34, 4, 4, 6, 5, 5, 2, 3, 1, 1))
+        breaks = int(self.kernel in {"failing", "debug"})
+        (action,) = self._random.choices(names, (34, 34, 4, 4, 6, 5, 5, 2, 3, breaks, 1))
         with contextlib.suppress(OutOfMemory):
             action()
 
@@ -151,7 +154,7 @@ class Life:
             return
         pfn, order = self._owned.pop(self._random.randrange(len(self._owned)))
         flags = self._mm.mem.mem_map["flags_f"]
-        if self.kernel != "plain" or self._random.random() < 0.7:
+        if self.kernel not in {"plain", "failing"} or self._random.random() < 0.7:
             flags[pfn : pfn + (1 << order)] &= ~(PG_private | PG_uptodate)
         cpu = self._random.randrange(2)
         if self._random.random() < 0.1:
