@@ -4,12 +4,16 @@
 The cover letter's first open question, answered by trying: every mutant about the life of the
 mark is made to the source as it is and to a variant in which the mark has a bit that nobody else
 uses, and `alias_life` is lived in both. What only one of them shows is what the choice is about.
+
+`python -m hostzero.check.alias --seed 1 --steps 500` prints the table (add `--name TEXT` for some).
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -50,7 +54,7 @@ OWN_BIT: Final = Variant(
 VARIANTS: Final = (AS_IT_IS, OWN_BIT)
 
 _ABOUT_THE_MARK: Final = re.compile(r"zeroed|CHECK_AT_|flags_f|FPI_", re.IGNORECASE)
-_KNOWS_THE_MARK: Final = re.compile(r"PageZeroed\(|PG_zeroed")
+_KNOWS_THE_MARK: Final = re.compile(r"PageZeroed\(|\bPG_zeroed")
 
 Lives = dict[str, dict[str, int]]
 """By kernel and event, the step at which it happened first."""
@@ -187,3 +191,27 @@ def _noted(comparison: Comparison, variant: str) -> str:
             everywhere = kernels == KERNELS.keys()
             said.append(event if everywhere else f"{event} ({', '.join(k for k in KERNELS if k in kernels)})")
     return "; ".join(said) or "–"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Compare, and print the table as Markdown; progress goes to standard error."""
+    parser = argparse.ArgumentParser(prog="python -m hostzero.check.alias")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=500, help="steps of each life")
+    parser.add_argument("--jobs", type=int, default=0, help="processes at a time; 0: one for each CPU")
+    parser.add_argument("--name", action="append", default=[], help="only mutants with this in their name")
+    parser.add_argument("--json", type=Path, help="write everything that was noted")
+    given = parser.parse_args(arguments)
+    options = MatrixOptions(seconds=given.steps / 10, seed=given.seed, jobs=given.jobs, names=given.name)
+
+    def progress(number: int, total: int, what: str) -> None:
+        sys.stderr.write(f"{number:3}/{total}  {what}\n")
+
+    comparisons = compare(options, given.steps, progress)
+    if given.json is not None:
+        given.json.write_text(json.dumps(to_json(comparisons), indent=2) + "\n")
+    sys.stdout.write(to_markdown(comparisons))
+
+
+if __name__ == "__main__":
+    main()
