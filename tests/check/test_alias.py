@@ -53,7 +53,7 @@ def test_the_mark_gets_a_bit_that_nobody_has() -> None:
 
 def test_every_mutant_about_the_mark_fits_the_variant_too() -> None:
     mutants = about_the_mark(MatrixOptions())
-    assert len(mutants) > 30
+    assert len(mutants) > 25
     for mutant in mutants:
         source = (ROOT / PACKAGE / mutant.module).read_text()
         for edit in OWN_BIT.edits:

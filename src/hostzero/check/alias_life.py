@@ -26,8 +26,10 @@ import numpy as np
 
 from hostzero.errors import HostzeroError, MmError, OutOfMemory, VmBug
 from hostzero.mm import MemoryManager, MmConfig
+from hostzero.mm.contig import alloc_contig_frozen_pages, free_contig_frozen_range
 from hostzero.mm.gfp import GFP_COMP, GFP_HIGHUSER_MOVABLE, GFP_KERNEL, GFP_ZERO
 from hostzero.mm.mmap import Process
+from hostzero.mm.mmzone import NO_PAGE
 from hostzero.mm.page_flags import PG_private, PG_uptodate, PG_zeroed
 from hostzero.mm.page_reporting import PageReportingDevInfo
 from hostzero.ram import open_ram
@@ -51,6 +53,7 @@ EVENTS: Final = {
     "stale mark": "a page in use carries the zero mark, where that is a bit of its own",
     "bad page": "the page checks take a page out of use",
     "assertion": "an assertion of a debug kernel fails",
+    "breakdown": "the guest is so wrong that it cannot go on",
 }
 """What is noted, the first time that it happens."""
 
@@ -86,6 +89,7 @@ class Life:
             self._broken: list[int] = []
             self._devices = [PageReportingDevInfo(self._report, 4, 2, host_zeroes_pages=True)]
             self._mm.page_reporting.register(self._devices[0])
+            self._mm.balloon.register_migratepage(lambda new, _: self._discard(int(new), 0))
             self._process: Process = self._mm.spawn()
             self._mapped: list[tuple[int, int]] = []
             try:
@@ -95,6 +99,9 @@ class Life:
                         self._note("bad page")
             except VmBug:
                 self._note("assertion")
+            except (HostzeroError, ArithmeticError, LookupError, ValueError):
+                # Page tables of bytes that should have been zero lead anywhere.
+                self._note("breakdown")
 
     def _one(self) -> None:
         names: tuple[Callable[[], None], ...] = (
@@ -109,9 +116,10 @@ class Life:
             self._drain,
             self._break,
             self._hibernate,
+            self._range,
         )
         breaks = int(self.kernel in {"failing", "debug"})
-        (action,) = self._random.choices(names, (34, 34, 4, 4, 6, 5, 5, 2, 3, breaks, 1))
+        (action,) = self._random.choices(names, (34, 34, 4, 4, 6, 5, 5, 2, 3, breaks, 1, 1))
         with contextlib.suppress(OutOfMemory):
             action()
 
@@ -231,6 +239,17 @@ class Life:
         except MmError:
             return
         self._broken.append(pfn)
+
+    def _range(self) -> None:
+        order = self._random.randrange(1, 6)
+        pfn = alloc_contig_frozen_pages(self._mm, order, GFP_KERNEL)
+        if pfn == NO_PAGE:
+            return
+        self._got(pfn, order, self._mm.config.init_on_alloc)
+        self._bytes(pfn, order)[:] = 0x77
+        if self.kernel in {"plain", "failing"}:
+            self._mm.mem.mem_map["flags_f"][pfn] |= PG_private
+        free_contig_frozen_range(self._mm, pfn, order)
 
     def _hibernate(self) -> None:
         # Contents of free pages are not in the image; owned pages are those with a reference.
