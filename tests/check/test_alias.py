@@ -149,7 +149,8 @@ def root(tmp_path: Path) -> Path:
     (package / "check" / "alias_life.py").write_text(f"KERNELS = {list(KERNELS)!r}\n{LIFE}")
     flags = "PG_private: int = 1 << 14\nPG_zeroed: Final = PG_private\n"
     (package / "mm" / "page_flags.py").write_text(f"from typing import Final\n{flags}")
-    migrate = "NAMES = lambda: (\n    PG_private,\n)\nTEST = lambda m, dst: (m[dst].flags_f & PG_private) != 0\n"
+    test = "lambda m, dst: (m[dst].flags_f & PG_private) != 0"
+    migrate = f"NAMES = lambda: (\n    PG_private,\n)\nTEST = {test}\n"
     (package / "mm" / "migrate_folio.py").write_text(migrate)
     (package / "mm" / "what.py").write_text("def SETS_PageZeroed():\n    return 1\n")
     (tmp_path / "mutants").mkdir()
