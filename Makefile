@@ -9,15 +9,16 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet -c constraints.txt
-BENCH  ?=
-SERIES ?=
+BENCH   ?=
+SERIES  ?=
+MUTANTS ?=
 
 # Rooms that are compiled; their tests run a second time with the compiler off.
 COMPILED := $(wildcard tests/mm/test_*.py tests/test_jit.py)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help bench test lint types tests tests-uncompiled series coverage clean
+.PHONY: help bench test lint types tests tests-uncompiled series mutants coverage clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +55,9 @@ endif
 
 series: $(VENV)/.dev ## take each patch's behaviour out and watch its tests fail (one patch: make series SERIES="--patch 25")
 	@$(BIN)/python -m tests.take_out $(SERIES)
+
+mutants: $(VENV)/.runtime ## search each mutant for what is wrong in it (arguments: make mutants MUTANTS="--name merge --seconds 5")
+	@$(BIN)/hostzero check --mutants $(MUTANTS)
 
 coverage: $(VENV)/.dev ## line and branch coverage, with the compiler off so that kernels count
 	@NUMBA_DISABLE_JIT=1 $(BIN)/coverage run -m pytest -q -m "not compiled_only"

@@ -15,14 +15,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-import tomllib
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -30,59 +27,14 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
+from hostzero.check.mutants import PACKAGE, Mutant, chosen, copied, read_all
 from tests.verdicts import FAILED, PASSED, VARIABLE
 
-ROOT: Final = Path(__file__).resolve().parent.parent
-MUTANTS: Final = ROOT / "mutants"
-PACKAGE: Final = Path("src") / "hostzero"
-
-KINDS: Final = {
-    "corrupts": "somebody reads bytes that are not what they should be, or is promised so",
-    "loses": "an optimisation is lost",
-    "misbehaves": "anything else that the patch is about",
-}
+COPIED: Final = (Path("tests"), Path("docs"), Path("pyproject.toml"))
+"""What the tests need besides the package."""
 
 TIMEOUT: Final = 300.0
 """Seconds for the tests of one mutant; far beyond what they need, so that a loop ends."""
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """One change that takes the behaviour of a patch out; the fields are those of its file.
-
-    Attributes:
-        file: the name of the file in `mutants/`, without `.toml`.
-        name: what is changed, in a few words.
-        patch: the number of the patch in the series.
-        source: where the idea comes from.
-        breaks: the invariant that does not hold any more.
-        kind: one of `KINDS`.
-        module: the changed file, below `src/hostzero/`.
-        old: text that occurs exactly once in it.
-        new: what takes its place.
-        tests: the tests that must fail, as pytest names them; of one with several cases, one must.
-    """
-
-    file: str
-    name: str
-    patch: int
-    source: str
-    breaks: str
-    kind: str
-    module: str
-    old: str
-    new: str
-    tests: tuple[str, ...]
-
-    def apply(self, source: str) -> str:
-        """Return the changed text of the module.
-
-        Raises:
-            ValueError: `old` does not occur in it exactly once.
-        """
-        if source.count(self.old) != 1:
-            raise ValueError(f"{self.file}: `old` occurs {source.count(self.old)} times in {self.module}")
-        return source.replace(self.old, self.new)
 
 
 @dataclass(frozen=True)
@@ -96,63 +48,6 @@ class Outcome:
     def killed(self) -> bool:
         """Whether every test failed as it should."""
         return all(ending == FAILED for ending in self.endings.values())
-
-
-def read(path: Path) -> Mutant:
-    """Read one file of `mutants/`.
-
-    Raises:
-        ValueError: a field is missing, unknown or of a wrong type.
-    """
-    table = tomllib.loads(path.read_text())
-    texts = ("name", "source", "breaks", "kind", "file", "old", "new")
-    known = {*texts, "patch", "tests"}
-    if table.keys() != known:
-        raise ValueError(f"{path.name}: missing or unknown: {sorted(table.keys() ^ known)}")
-    wrong = [field for field in texts if not isinstance(table[field], str)]
-    if not isinstance(table["patch"], int):
-        wrong.append("patch")
-    tests = table["tests"]
-    if not isinstance(tests, list) or not tests or not all(isinstance(test, str) for test in tests):
-        wrong.append("tests")
-    if wrong:
-        raise ValueError(f"{path.name}: wrong type: {wrong}")
-    return Mutant(
-        file=path.stem,
-        name=table["name"],
-        patch=table["patch"],
-        source=table["source"],
-        breaks=table["breaks"],
-        kind=table["kind"],
-        module=table["file"],
-        old=table["old"],
-        new=table["new"],
-        tests=tuple(tests),
-    )
-
-
-def read_all(directory: Path = MUTANTS) -> list[Mutant]:
-    """Read every mutant, in the order of the patches."""
-    mutants = [read(path) for path in sorted(directory.glob("*.toml"))]
-    return sorted(mutants, key=lambda mutant: (mutant.patch, mutant.file))
-
-
-@contextmanager
-def copied() -> Iterator[Path]:
-    """Copy what the tests need to a directory of its own, which is gone at the end, Ctrl-C included."""
-    with tempfile.TemporaryDirectory(prefix="hostzero-take-out-") as name:
-        copy = Path(name)
-        ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
-        for directory in (PACKAGE, Path("tests"), Path("docs")):
-            shutil.copytree(ROOT / directory, copy / directory, ignore=ignore)
-        shutil.copy(ROOT / "pyproject.toml", copy)
-        # Checked by content: a change within a second of another must not run the other's bytecode.
-        subprocess.run(
-            [sys.executable, "-m", "compileall", "-q", "--invalidation-mode", "checked-hash", "src"],
-            cwd=copy,
-            check=True,
-        )
-        yield copy
 
 
 def run_tests(copy: Path, tests: Iterable[str], timeout: float | None) -> dict[str, list[str]]:
@@ -222,20 +117,9 @@ def table_of(outcomes: Sequence[Outcome]) -> Table:
     return table
 
 
-def chosen(mutants: Sequence[Mutant], patches: Sequence[int], names: Sequence[str]) -> list[Mutant]:
-    """Return the mutants of some patches, or whose name or file holds some text; all for neither."""
-    if not patches and not names:
-        return list(mutants)
-    return [
-        mutant
-        for mutant in mutants
-        if mutant.patch in patches or any(name in mutant.file or name in mutant.name for name in names)
-    ]
-
-
 def take_out(mutants: Sequence[Mutant], progress: Console) -> list[Outcome] | None:
     """Try every mutant; None if a test fails before anything is taken out."""
-    with copied() as copy:
+    with copied("hostzero-take-out-", COPIED) as copy:
         tests = list(dict.fromkeys(test for mutant in mutants for test in mutant.tests))
         progress.print(f"{len(tests)} tests on the unchanged source ...", highlight=False, soft_wrap=True)
         bad = {test: summary(found) for test, found in run_tests(copy, tests, None).items()}

@@ -1,19 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The files of `mutants/` fit the source, and every patch has one; `make series` runs them."""
+"""The files of `mutants/` fit the source, and every patch has one; they are read, chosen and copied."""
 
 from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from hostzero.errors import VmBug
-from tests.take_out import KINDS, MUTANTS, PACKAGE, ROOT, Mutant, Outcome, chosen, read, read_all, summary
+from hostzero.check.mutants import KINDS, MUTANTS, PACKAGE, ROOT, Mutant, chosen, copied, read, read_all
+from hostzero.errors import UsageError
 from tests.test_series import ROWS, Row, functions_in
-from tests.verdicts import FAILED, PASSED, verdict
 
 ALL = read_all()
 every_mutant = pytest.mark.parametrize("mutant", ALL, ids=lambda mutant: mutant.file)
@@ -39,7 +37,9 @@ def test_a_mutant_fits_its_file_in_one_place(mutant: Mutant) -> None:
     source = source_of(mutant)
     assert source.count(mutant.old) == 1
     assert mutant.old != mutant.new
-    assert ast.dump(ast.parse(mutant.apply(source))) != ast.dump(ast.parse(source))
+    changed = mutant.apply(source)
+    assert ast.dump(ast.parse(changed)) != ast.dump(ast.parse(source))
+    compile(changed, mutant.module, "exec")
 
 
 @every_mutant
@@ -68,7 +68,7 @@ def test_every_test_in_the_map_is_seen_to_fail(row: Row) -> None:
     assert set(row.tests) <= seen
 
 
-# ---- the program
+# ---- reading, choosing, copying
 
 
 GOOD = """
@@ -112,45 +112,40 @@ def test_a_change_in_no_place_or_two_is_refused(tmp_path: Path, source: str) -> 
         read(tmp_path / "25-x.toml").apply(source)
 
 
-@pytest.mark.parametrize(
-    ("endings", "expected"),
-    [
-        ([PASSED, PASSED], PASSED),
-        ([PASSED, FAILED, "skipped"], FAILED),
-        ([PASSED, "TypeError"], "TypeError"),
-        (["setup: KeyError"], "setup: KeyError"),
-        ([], "no verdict"),
-    ],
-)
-def test_one_failing_case_is_a_failure_and_silence_is_not(endings: list[str], expected: str) -> None:
-    assert summary(endings) == expected
-
-
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (lambda: None, PASSED),
-        (lambda: AssertionError("no"), FAILED),
-        (lambda: VmBug("no"), FAILED),
-        (lambda: ExceptionGroup("two", [TypeError(), ExceptionGroup("one", [AssertionError()])]), FAILED),
-        (lambda: TypeError("no"), "TypeError"),
-        (lambda: ExceptionGroup("two", [TypeError(), KeyError()]), "ExceptionGroup"),
-    ],
-)
-def test_only_assertions_and_own_errors_count(
-    error: Callable[[], BaseException | None], expected: str
-) -> None:
-    assert verdict(error()) == expected
-
-
-def test_a_mutant_is_killed_if_every_test_fails() -> None:
-    assert Outcome(ALL[0], {"a": FAILED, "b": FAILED}).killed
-    assert not Outcome(ALL[0], {"a": FAILED, "b": PASSED}).killed
-
-
 def test_mutants_are_chosen_by_patch_or_name() -> None:
     assert chosen(ALL, [], []) == ALL
     assert {mutant.patch for mutant in chosen(ALL, [25, 26], [])} == {25, 26}
     assert [mutant.file for mutant in chosen(ALL, [], [ALL[0].file])] == [ALL[0].file]
     assert chosen(ALL, [38], []) == []
     assert len(list(MUTANTS.glob("*.toml"))) == len(ALL)
+
+
+def test_mutants_are_chosen_by_kind_too() -> None:
+    losing = chosen(ALL, kinds=["loses"])
+    assert losing
+    assert {mutant.kind for mutant in losing} == {"loses"}
+    assert chosen(ALL, [25], kinds=["loses"]) == [mutant for mutant in losing if mutant.patch == 25]
+
+
+def test_without_a_checkout_there_are_no_mutants(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="need a checkout"):
+        read_all(tmp_path / "mutants")
+
+
+def test_a_copy_is_gone_at_the_end_whatever_happens(tmp_path: Path) -> None:
+    (tmp_path / PACKAGE).mkdir(parents=True)
+    (tmp_path / PACKAGE / "units.py").write_text("PAGE_SHIFT = 12\n")
+    (tmp_path / "pyproject.toml").write_text("[project]\n")
+    places = []
+
+    def interrupted() -> None:
+        with copied("hostzero-test-", [Path("pyproject.toml")], tmp_path) as copy:
+            places.append(copy)
+            assert (copy / PACKAGE / "units.py").read_text() == "PAGE_SHIFT = 12\n"
+            assert list((copy / PACKAGE / "__pycache__").glob("units.*.pyc"))
+            assert (copy / "pyproject.toml").is_file()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert not places[0].exists()
