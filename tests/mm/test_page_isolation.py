@@ -86,6 +86,21 @@ def test_putback_merges_with_what_became_free_meanwhile(one_block: MemoryManager
     verify(mm)
 
 
+def test_putback_beside_a_pageblock_that_was_isolated_meanwhile(mm: MemoryManager) -> None:
+    """Found by the search: the whole block went to the isolated list, the other pageblock with it."""
+    occupy(mm)
+    release_blocks(mm, [(1024, 10), (600, 3)])
+    assert isolate(mm.mem, 1024, 10)
+    assert page_isolation.start_isolate_page_range(mm.mem, 1024, 1536, page_isolation.PB_ISOLATE_MODE_OTHER)
+    putback(mm.mem, 1024, 10)
+    assert free_lists(mm.mem)[0, 9, MIGRATE_ISOLATE] == [1024]
+    assert free_lists(mm.mem)[0, 9, MIGRATE_MOVABLE] == [1536]
+    verify(mm)
+    page_isolation.undo_isolate_page_range(mm.mem, 1024, 1536)
+    assert free_lists(mm.mem)[0, 10, MIGRATE_MOVABLE] == [1024]
+    verify(mm)
+
+
 def test_an_isolated_pageblock_needs_no_watermark_and_is_not_counted(one_block: MemoryManager) -> None:
     mm = one_block
     page_isolation_type(mm, BLOCK, 4, MIGRATE_ISOLATE)

@@ -57,7 +57,8 @@ def test_columns_and_slices_are_numpys(both: tuple[Any, Any]) -> None:
 def test_what_does_not_exist_is_an_error(both: tuple[Any, Any]) -> None:
     _, ours = both
     with pytest.raises(IndexError):
-        _ = ours[4].private
+        _ = ours[4]
+    assert [int(record.private) for record in ours] == [3, 1, 4, 1]
     with pytest.raises(AttributeError):
         ours[0].no_such_field = 1
 

@@ -101,13 +101,18 @@ def __isolate_free_page(mem: Memory, pfn: int, order: int) -> bool:
 def __putback_isolated_page(mem: Memory, pfn: int, order: int) -> None:
     """Put an isolated block back, at the cold end and without a new reporting request.
 
-    A page of it that broke meanwhile stays out; the others go back one by one.
+    A page of it that broke meanwhile stays out; the others go back one by one. A block of
+    several pageblocks goes back one by one too, and merges again: one of them may have been isolated
+    meanwhile (Linux puts the whole block on the list of the first).
     """
     if mem.vm[0].num_poisoned_pages != 0 and free_healthy_pages(mem, pfn, order, FPI_PREPARED):
         return
-    migratetype = get_pageblock_migratetype(mem, pfn)
     zone = page_zone(mem, pfn)
-    __free_one_page(mem, pfn, zone, order, migratetype, FPI_SKIP_REPORT_NOTIFY | FPI_TO_TAIL)
+    fpi_flags = FPI_SKIP_REPORT_NOTIFY | FPI_TO_TAIL
+    if order > PAGEBLOCK_ORDER:
+        split_large_buddy(mem, zone, pfn, order, fpi_flags, False)
+        return
+    __free_one_page(mem, pfn, zone, order, get_pageblock_migratetype(mem, pfn), fpi_flags)
 
 
 @compiled

@@ -59,9 +59,12 @@ class Records(np.recarray[Any, Any]):
         if columns is None:
             plain = self.view(np.ndarray)
             names = self.dtype.names or ()
-            columns = [plain[name] for name in names], _kind_of(names)
+            columns = [plain[name] for name in names], _kind_of(names), len(self)
             self.__dict__["_columns"] = columns
-        return columns[1](columns[0], index)
+        fields, kind, length = columns
+        if not -length <= index < length:
+            raise IndexError(f"record {index} of {length}")  # what ends a loop over the array, too
+        return kind(fields, index)
 
 
 def as_records(array: Any) -> Any:
