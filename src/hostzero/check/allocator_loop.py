@@ -92,7 +92,7 @@ def _draw(mem: Memory, scene: Scene, loop: object, weights: object, row: object)
     elif op == FREE_BLOCK:
         a = _random(scene, max(scene.ctl[NR_OWNED], 1))
         b = _random(scene, NR_HOWS)
-        if b == NOLOCK and _random(scene, 4) != 0:
+        if b >= NOLOCK and _random(scene, 4) != 0:
             b = DIRTY  # deferred blocks wait for a free of another kind: they must not be all there is
     elif op == REPORT_FILL:
         # The next list from somewhere on that has a block: most are empty.

@@ -324,9 +324,10 @@ def _walk_list(
         if m[pfn].page_type != page_type or (kind == FREE and m[pfn].private != own):
             fail(scene, BAD_BLOCK, pfn, own, head)
             return -1
-        if kind == FREE and get_pageblock_migratetype(mem, pfn) != migratetype:
-            fail(scene, WRONG_TYPE, pfn, own, head)
-            return -1
+        for page in range(pfn, pfn + (1 << own), PAGEBLOCK_NR_PAGES):
+            if kind == FREE and get_pageblock_migratetype(mem, page) != migratetype:
+                fail(scene, WRONG_TYPE, page, own, head)
+                return -1
         if scene.shape[base + pfn] != 0:
             fail(scene, TWICE, pfn, own, head)
             return -1

@@ -80,6 +80,7 @@ from hostzero.mm.balloon import (
     balloon_release,
     balloon_set_zeroed,
 )
+from hostzero.mm.buddy import FPI_TRYLOCK, FPI_ZEROED
 from hostzero.mm.clear_page import clear_pages
 from hostzero.mm.gfp import (
     __GFP_COMP,
@@ -100,6 +101,7 @@ from hostzero.mm.mmzone import (
     PAGEBLOCK_NR_PAGES,
     WORDS_PER_PAGE,
     Memory,
+    get_pageblock_isolate,
 )
 from hostzero.mm.page_alloc import alloc_pages
 from hostzero.mm.page_flags import (
@@ -115,6 +117,7 @@ from hostzero.mm.page_flags import (
     compound_head,
 )
 from hostzero.mm.page_free import (
+    __free_frozen_pages,
     __free_pages,
     free_frozen_pages_zeroed,
     free_pages_nolock,
@@ -189,7 +192,8 @@ AS_ZERO: Final = 3  # cleared by the owner, freed as known to be zero
 PUT_AS_ZERO: Final = 4
 SHARED: Final = 5  # put as known to be zero while somebody else has a reference and writes
 NOLOCK: Final = 6  # from a place that holds the zone lock
-NR_HOWS: Final = 7
+NOLOCK_AS_ZERO: Final = 7  # as both: known to be zero, while the zone lock is held
+NR_HOWS: Final = 8
 
 # How the device answers.
 FAILS: Final = 0
@@ -386,16 +390,19 @@ def _free(mem: Memory, scene: Scene, slot: int, how: int, cpu: int) -> int:
     scene.own_pfn[slot] = scene.own_pfn[n - 1]
     scene.own_order[slot] = scene.own_order[n - 1]
     scene.own_flags[slot] = scene.own_flags[n - 1]
-    zeroed = (how == AS_ZERO or how == PUT_AS_ZERO) and mem.vm[0].page_poisoning == 0
+    cleared = how == AS_ZERO or how == PUT_AS_ZERO or how == NOLOCK_AS_ZERO
+    zeroed = cleared and mem.vm[0].page_poisoning == 0
     if zeroed:
         scene.rows[R_FREE_ZEROED] += 1
     else:
         scene.rows[R_FREE_OTHER] += 1
-    if how == NOLOCK:
-        release(scene, pfn, order, False, 0)  # a block that waits for the lock waits as it is
+    if how == NOLOCK or how == NOLOCK_AS_ZERO:
+        # A block that waits for the lock waits as it is.
+        known = zeroed and not _has_broken(mem, pfn, order)
+        release(scene, pfn, order, known, MARK_ZEROED if known else 0)
     else:
         _give_back(mem, scene, pfn, order, zeroed, MARK_ZEROED if zeroed else 0)
-    if how == AS_ZERO or how == PUT_AS_ZERO:
+    if cleared:
         clear_pages(mem, pfn, 1 << order)
     elif how != CLEAN:
         _write(mem, pfn, order)
@@ -416,10 +423,14 @@ def _free(mem: Memory, scene: Scene, slot: int, how: int, cpu: int) -> int:
         put_page_zeroed(mem, pfn, cpu)
         _write(mem, pfn, order)
         put_page(mem, pfn, cpu)
-    elif how == NOLOCK:
+    elif how == NOLOCK or how == NOLOCK_AS_ZERO:
         mem.zone[0].locked = 1
         mem.pcp[cpu].locked = 1
-        free_pages_nolock(mem, pfn, order, cpu)
+        if how == NOLOCK:
+            free_pages_nolock(mem, pfn, order, cpu)
+        else:
+            mem.mem_map[pfn]._refcount = 0
+            __free_frozen_pages(mem, pfn, order, FPI_TRYLOCK | FPI_ZEROED, cpu)
         mem.zone[0].locked = 0
         mem.pcp[cpu].locked = 0
         scene.rows[R_FREE_DEFERRED] += 1
@@ -704,7 +715,11 @@ def _isolate(mem: Memory, scene: Scene, block: int, on: bool) -> int:
         return NOT_NOW
     _begin(mem, scene)
     if on:
-        # All or nothing; what was undone may have merged, and lost its hint.
+        # All or nothing; what was undone may have merged, and lost its hint. Beside an isolated
+        # neighbour a large block is split and merges again, which the host was not told of.
+        neighbour = min(start ^ PAGEBLOCK_NR_PAGES, mem.vm[0].nr_pages - 1)
+        if get_pageblock_isolate(mem, neighbour):
+            scene.ctl[LOSSY] = 1
         if not start_isolate_page_range(mem, start, start + PAGEBLOCK_NR_PAGES, PB_ISOLATE_MODE_OTHER):
             scene.ctl[LOSSY] = 1
     else:
