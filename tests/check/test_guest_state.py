@@ -134,6 +134,27 @@ def test_counters_of_events_make_no_new_state_and_a_page_on_another_list_does() 
     assert len({a for a, _ in prints}) == len({b for _, b in prints}) == 4
 
 
+def test_step_is_undone_and_its_fingerprint_is_that_of_the_whole_state() -> None:
+    choose = random.Random(1)
+    mem, scene, picture = guest(pages=8, orders=(0, 2))
+    rows = toy.actions(toy.Setup(pages=8, orders=(0, 2))).tolist()
+    now, after = np.zeros((2, len(picture.boot)), dtype=np.int64)
+    for _ in range(30):
+        walk(mem, scene, rows, choose, 3)
+        save(picture, now)
+        fingerprint(picture, now)
+        before = everything(mem, scene)
+        walk(mem, scene, rows, choose, 3)
+        count = guest_state.changes(picture, now)
+        by_step = picture.print_[2:].tolist()
+        save(picture, after)
+        assert picture.changed[:count].tolist() == np.nonzero(now != after)[0].tolist()
+        guest_state.undo(picture, now, count)
+        assert everything(mem, scene) == before
+        fingerprint(picture, after)
+        assert picture.print_[:2].tolist() == by_step
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_loops_that_are_compiled_do_what_whole_arrays_do(seed: int) -> None:
     choose = random.Random(seed)
@@ -149,9 +170,17 @@ def test_loops_that_are_compiled_do_what_whole_arrays_do(seed: int) -> None:
     by_words = picture.print_.tolist()
     guest_state._fingerprint_arrays(picture, one)
     assert picture.print_.tolist() == by_words
-    states = []
+    states, found = [], []
     for put_back in (guest_state._load_words, guest_state._load_arrays):
         walk(mem, scene, rows, choose, 20)
         put_back(picture, one)
         states.append(everything(mem, scene))
-    assert states[0] == states[1]
+    walk(mem, scene, rows, choose, 20)
+    for look in (guest_state._changes_words, guest_state._changes_arrays):
+        with np.errstate(over="ignore"):
+            count = look(picture, one)
+        found.append((picture.changed[:count].tolist(), picture.print_.tolist()))
+    guest_state._undo_words(picture, one, len(found[0][0]))
+    states.append(everything(mem, scene))
+    assert states[0] == states[1] == states[2]
+    assert found[0] == found[1]

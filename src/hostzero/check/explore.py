@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import numpy as np
 
-from hostzero.check.guest_state import MOVED, Picture, arrange, fingerprint, load, save
+from hostzero.check.guest_state import MOVED, Picture, arrange, changes, fingerprint, load, save, undo
 from hostzero.check.state_set import StateSet, add
 from hostzero.check.violation import Violation
 from hostzero.errors import HostzeroError, VmBug
@@ -172,6 +172,7 @@ def expand(
             return _NO_ROOM
         unpack(picture, source, source.used[2], now)
         load(picture, now)
+        fingerprint(picture, now)
         for k in range(count):
             counters[_ACTION] = k
             code = act(mem, scene, actions[k, 0], actions[k, 1], actions[k, 2], actions[k, 3])
@@ -180,15 +181,15 @@ def expand(
             counters[_TRANSITIONS] += 1
             if code != 0:
                 return code
-            save(picture, new)
-            fingerprint(picture, new)
-            if add(table, picture.print_[0], picture.print_[1]):
+            changed = changes(picture, now)
+            if add(table, picture.print_[2], picture.print_[3]):
+                save(picture, new)
                 pack(picture, target, new)
                 ways[counters[_STATES], 0] = counters[_PARENT]
                 ways[counters[_STATES], 1] = k
                 counters[_STATES] += 1
                 counters[_ROOM] -= 1
-            load(picture, now)
+            undo(picture, now, changed)
         source.used[2] += 1
         counters[_PARENT] += 1
         counters[_BUDGET] -= 1

@@ -93,7 +93,8 @@ class Picture(NamedTuple):
     boot: Any  # the state at boot
     key_a: Any  # by word of the vector: what its value is mixed with
     key_b: Any
-    print_: Any  # the fingerprint that `fingerprint` computed last: two words
+    print_: Any  # two words that `fingerprint` computed last, and two by `changes`
+    changed: Any  # which words `changes` found changed
 
 
 def _runs(mem: Memory, scene: tuple[Any, ...], scratch: Collection[str]) -> list[tuple[Any, Words]]:
@@ -160,7 +161,8 @@ def arrange(mem: Memory, scene: S, scratch: Collection[str] = ()) -> tuple[Memor
         np.zeros(size, dtype=np.int64),
         keys[0].copy(),
         keys[1].copy(),
-        np.zeros(2, dtype=np.int64),
+        np.zeros(4, dtype=np.int64),
+        np.zeros(size, dtype=np.int64),
     )
     save(picture, picture.boot)
     new_mem = mem._replace(**dict(zip(MOVED, moved, strict=False)))
@@ -204,12 +206,54 @@ def _fingerprint_words(picture: Picture, words: Any) -> None:
     a = 0
     b = 0
     for i in range(len(words)):
-        word = words[i]
-        if word != picture.boot[i]:
-            a += mix(word, picture.key_a[i])
-            b += mix(word, picture.key_b[i])
+        if words[i] != picture.boot[i]:
+            mixed = mix(words[i], picture.key_a[i])
+            a += mixed
+            b += (mixed ^ ((mixed >> 32) & 0xFFFFFFFF)) * picture.key_b[i]
     picture.print_[0] = a
     picture.print_[1] = b
+
+
+def _changes_words(picture: Picture, before: Any) -> int:
+    known = len(picture.at)
+    a = picture.print_[0]
+    b = picture.print_[1]
+    n = 0
+    for i in range(len(before)):
+        word = picture.block[picture.at[i]] if i < known else picture.ram[picture.ram_at[i - known]]
+        if word == before[i]:
+            continue
+        picture.changed[n] = i
+        n += 1
+        if before[i] != picture.boot[i]:
+            mixed = mix(before[i], picture.key_a[i])
+            a -= mixed
+            b -= (mixed ^ ((mixed >> 32) & 0xFFFFFFFF)) * picture.key_b[i]
+        if word != picture.boot[i]:
+            mixed = mix(word, picture.key_a[i])
+            a += mixed
+            b += (mixed ^ ((mixed >> 32) & 0xFFFFFFFF)) * picture.key_b[i]
+    picture.print_[2] = a
+    picture.print_[3] = b
+    return n
+
+
+def _undo_words(picture: Picture, before: Any, count: int) -> None:
+    known = len(picture.at)
+    for j in range(count):
+        i = picture.changed[j]
+        if i < known:
+            picture.block[picture.at[i]] = before[i]
+            continue
+        k = i - known
+        if k % _PER_PAGE < _PER_PAGE - 1:
+            picture.ram[picture.ram_at[k]] = before[i]
+            continue
+        first = k // _PER_PAGE * WORDS_PER_PAGE
+        for word in range(first, first + WORDS_PER_PAGE):
+            picture.ram[word] = before[i]
+        for mark in range(k - _PER_PAGE + 1, k):
+            picture.ram[picture.ram_at[mark]] = before[known + mark]
 
 
 # The same with whole arrays: a loop over words takes a hundred times as long uncompiled.
@@ -235,8 +279,26 @@ def _load_arrays(picture: Picture, words: Any) -> None:
 
 def _fingerprint_arrays(picture: Picture, words: Any) -> None:
     (at,) = np.nonzero(words != picture.boot)
-    picture.print_[0] = mix(words[at], picture.key_a[at]).sum()  # type: ignore[attr-defined]
-    picture.print_[1] = mix(words[at], picture.key_b[at]).sum()  # type: ignore[attr-defined]
+    mixed = mix(words[at], picture.key_a[at])
+    picture.print_[0] = mixed.sum()  # type: ignore[attr-defined]
+    picture.print_[1] = ((mixed ^ ((mixed >> 32) & 0xFFFFFFFF)) * picture.key_b[at]).sum()
+
+
+def _changes_arrays(picture: Picture, before: Any) -> int:
+    words = np.empty_like(picture.boot)
+    _save_arrays(picture, words)
+    known = picture.print_[:2].copy()
+    _fingerprint_arrays(picture, words)
+    picture.print_[2:] = picture.print_[:2]
+    picture.print_[:2] = known
+    (changed,) = np.nonzero(words != before)
+    picture.changed[: len(changed)] = changed
+    return len(changed)
+
+
+def _undo_arrays(picture: Picture, before: Any, count: int) -> None:
+    if count:
+        _load_arrays(picture, before)
 
 
 save = compiled(_save_words) if COMPILER_ON else _save_arrays
@@ -246,7 +308,18 @@ load = compiled(_load_words) if COMPILER_ON else _load_arrays
 """Put a state back that `save` took: `load(picture, words)`. A page's bytes are written if they differ."""
 
 fingerprint = compiled(_fingerprint_words) if COMPILER_ON else _fingerprint_arrays
-"""Compute 128 bits that stand for a state into `picture.print_`: `fingerprint(picture, words)`.
+"""Compute 128 bits that stand for a state into `picture.print_[:2]`: `fingerprint(picture, words)`.
 
-A sum over the words that differ from boot, each mixed with a key for its place.
+Two sums over the words that differ from boot, each word mixed with keys for its place: a sum can be
+corrected for the words that a step changes.
 """
+
+changes = compiled(_changes_words) if COMPILER_ON else _changes_arrays
+"""Find the words that have changed since a state whose fingerprint is in `picture.print_[:2]`.
+
+`changes(picture, before)` returns how many they are; they are in `picture.changed`, and the
+fingerprint of the state now is in `picture.print_[2:]`.
+"""
+
+undo = compiled(_undo_words) if COMPILER_ON else _undo_arrays
+"""Put back what `changes` found: `undo(picture, before, count)`."""
