@@ -6,7 +6,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from hostzero.check.explore import Exploration, Steps
+from hostzero.check.explore import Exploration, World
 from hostzero.errors import VmBug
 from hostzero.mm.mmzone import Memory
 from tests.check import toy
@@ -16,7 +16,7 @@ PLENTY = 1 << 30
 
 
 def exploration(**setup: Any) -> Exploration:
-    return Exploration(cast("Steps", toy), toy.Setup(**setup), toy.expand)
+    return Exploration(cast("World", toy), toy.Setup(**setup), toy.expand)
 
 
 def put(mem: Memory, scene: toy.Scene, kept: dict[str, Any]) -> None:
@@ -109,7 +109,7 @@ def test_violation_is_found_by_a_shortest_way(wrong: str) -> None:
     assert said.pfn == (None if wrong == "wrong_at" else 1)
     # The way leads there.
     mem, scene = toy.new_guest(search.setup)
-    *others, last = (toy.action_of(step) for step in search.found.steps)
+    *others, last = (toy.action_of(step, search.setup) for step in search.found.steps)
     assert all(toy.act(mem, scene, *row) == 0 for row in others)
     if wrong == "wrong_at":
         assert toy.act(mem, scene, *last) == toy.PLANTED
@@ -120,6 +120,13 @@ def test_violation_is_found_by_a_shortest_way(wrong: str) -> None:
     states = search.states
     search.advance(PLENTY, PLENTY)
     assert search.states == states
+
+
+def test_violation_that_only_a_whole_look_shows_is_found_in_the_new_state() -> None:
+    search = exploration(state_at=1)
+    assert search.advance(PLENTY, PLENTY)
+    assert search.found is not None
+    assert [step[:2] for step in search.found.steps] == [["alloc", 0]]
 
 
 def test_memory_that_does_not_suffice_ends_the_search() -> None:
@@ -138,6 +145,6 @@ def test_memory_that_does_not_suffice_ends_the_search() -> None:
 def test_array_that_is_no_part_of_the_state_must_not_change() -> None:
     search = exploration()
     search.check_untouched()
-    search._mem.memcg[0].usage = 5
+    search.mem.memcg[0].usage = 5
     with pytest.raises(AssertionError, match=r"Memory\.memcg has changed"):
         search.check_untouched()

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hostzero.check import explore
+from hostzero.check.oracle import NOT_NOW
 from hostzero.check.recording import Step
 from hostzero.check.violation import Violation
 from hostzero.errors import VmBug
@@ -40,9 +41,6 @@ class Scene(NamedTuple):
     scratch: Any  # the number of steps ever done: no state
 
 
-SCRATCH = ("scratch",)
-
-
 @dataclass(frozen=True)
 class Setup:
     """A guest of the toy world.
@@ -52,12 +50,14 @@ class Setup:
         orders: what can be allocated.
         wrong_at: a violation: so many blocks of order 0 with an owner at once.
         bug_at: an assertion of the product's own fails: the same.
+        state_at: 1 for a violation that is only seen in a look at the whole state: page 0 has an owner.
     """
 
     pages: int = 4
     orders: tuple[int, ...] = (0, 1)
     wrong_at: int | None = None
     bug_at: int | None = None
+    state_at: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         return {**vars(self), "orders": list(self.orders)}
@@ -77,7 +77,7 @@ def new_guest(setup: Setup) -> tuple[Memory, Scene]:
         mem.zone[field] = 0
     mem.pcp["high"] = 2
     mem.vm[0].debug_vm = 1
-    limits = np.array([-1 if at is None else at for at in (setup.wrong_at, setup.bug_at)])
+    limits = np.array([-1 if at is None else at for at in (setup.wrong_at, setup.bug_at, setup.state_at)])
     scene = Scene(np.zeros(setup.pages, dtype=np.int64), np.concatenate([[0], limits]))
     return mem, scene
 
@@ -102,7 +102,7 @@ def _alloc(mem: Memory, scene: Scene, order: int, zero: int) -> int:
 
 def _free(mem: Memory, scene: Scene, pfn: int, zero: int) -> int:
     if scene.owned[pfn] == 0:
-        return explore.NOT_NOW
+        return NOT_NOW
     order = int(scene.owned[pfn]) - 1
     scene.owned[pfn] = 0
     if zero:
@@ -131,6 +131,18 @@ def act(mem: Memory, scene: Scene, op: int, a: int, b: int, c: int) -> int:
     return done
 
 
+def normal_form(mem: Memory, scene: Scene) -> None:
+    """A scene is in its normal form already."""
+
+
+def check_all(mem: Memory, scene: Scene) -> int:
+    return PLANTED if scene.owned[0] == 1 == scene.scratch[3] else 0
+
+
+def state_words(mem: Memory, scene: Scene) -> dict[str, Any]:
+    return {"owned": range(len(scene.owned)), "scratch": ()}
+
+
 def violation(mem: Memory, scene: Scene, code: int) -> Violation:
     assert code == PLANTED
     return Violation("corruption", "so many single pages have an owner")
@@ -140,10 +152,14 @@ def step_of(op: int, a: int, b: int, c: int) -> Step:
     return [NAMES[op], a, b]
 
 
-def action_of(step: Step) -> tuple[int, int, int, int]:
+def action_of(step: Step, setup: Setup) -> tuple[int, int, int, int]:
     return NAMES.index(step[0]), step[1], step[2], 0
 
 
 _loop = getattr(explore.expand, "py_func", explore.expand)
-expand = FunctionType(_loop.__code__, {**vars(explore), "act": act}, "expand")
+expand = FunctionType(
+    _loop.__code__,
+    {**vars(explore), "act": act, "check_all": check_all, "normal_form": normal_form},
+    "expand",
+)
 """The inner loop of the search with the toy's actions, never compiled."""

@@ -13,14 +13,17 @@ grow, and when an action finds a violation.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import numpy as np
 
 from hostzero.check.guest_state import MOVED, Picture, arrange, changes, fingerprint, load, save, undo
+from hostzero.check.oracle import DONE, NOT_NOW, check_all
+from hostzero.check.scene_state import normal_form
 from hostzero.check.state_set import StateSet, add
+from hostzero.check.steps import act
 from hostzero.check.violation import Violation
 from hostzero.errors import HostzeroError, VmBug
 from hostzero.jit import COMPILER_ON, compiled
@@ -33,10 +36,8 @@ if TYPE_CHECKING:
     from hostzero.check.recording import Step
     from hostzero.mm.mmzone import Memory
 
-NOT_NOW: Final = 1
-"""What `act` returns for an action that is not possible in this state: nothing has changed."""
 FIRST_VIOLATION: Final = 100
-"""From here on `act` returns what is wrong."""
+"""From here on `act` and `check_all` return what is wrong."""
 
 # What one call of the inner loop ended for; a violation is its code, and larger.
 _PAUSED = 0
@@ -57,8 +58,8 @@ _BYTES_PER_WORD: Final = 10  # of a waiting state: the word and where it belongs
 _BYTES_PER_STATE: Final = 8  # of any state: parent and action
 
 
-class Steps(Protocol):
-    """A world in which to search: how it begins and what can happen. `check.steps` is the real one."""
+class World(Protocol):
+    """Where to search: how it begins and what can happen. `small_guest` is the real one."""
 
     def new_guest(self, setup: Any) -> tuple[Memory, Any]:
         """Boot a guest."""
@@ -66,17 +67,20 @@ class Steps(Protocol):
     def actions(self, setup: Any) -> NDArray[np.int64]:
         """Return every action that may ever be possible, a row of four numbers each."""
 
-    def act(self, mem: Any, scene: Any, op: int, a: int, b: int, c: int) -> int:
-        """Do an action: 0, `NOT_NOW`, or the code of a violation."""
-
     def violation(self, mem: Memory, scene: Any, code: int) -> Violation:
         """Describe what `act` found."""
 
     def step_of(self, op: int, a: int, b: int, c: int) -> Step:
         """Return an action as a step of a recording."""
 
-    def action_of(self, step: Step) -> tuple[int, int, int, int]:
+    def action_of(self, step: Step, setup: Any) -> tuple[int, int, int, int]:
         """Return a step of a recording as an action."""
+
+    def normal_form(self, mem: Any, scene: Any) -> None:
+        """Bring a scene into its normal form."""
+
+    def state_words(self, mem: Memory, scene: Any) -> Mapping[str, Any]:
+        """Return which words of the scene's arrays are state once it is in normal form."""
 
 
 class Chunk(NamedTuple):
@@ -136,11 +140,6 @@ pack = compiled(_pack_words) if COMPILER_ON else _pack_arrays
 """Append a state to a chunk that has room for it: `pack(picture, chunk, words)`."""
 
 
-def act(mem: Any, scene: Any, op: int, a: int, b: int, c: int) -> int:
-    """Stand in until steps has landed."""
-    return NOT_NOW
-
-
 @compiled
 def expand(
     mem: Any,
@@ -179,10 +178,14 @@ def expand(
             if code == NOT_NOW:
                 continue
             counters[_TRANSITIONS] += 1
-            if code != 0:
+            if code != DONE:
                 return code
+            normal_form(mem, scene)
             changed = changes(picture, now)
             if add(table, picture.print_[2], picture.print_[3]):
+                code = check_all(mem, scene)
+                if code != DONE:
+                    return code
                 save(picture, new)
                 pack(picture, target, new)
                 ways[counters[_STATES], 0] = counters[_PARENT]
@@ -218,16 +221,19 @@ class Exploration:
         depth: how many steps all sequences have that were tried completely.
         closed: every state has been visited, and every action tried in it.
         found: what was found; nothing is searched after it.
+        mem: the guest, in any of its states.
+        scene: what else there is of it.
     """
 
-    def __init__(self, steps: Steps, setup: Any, expand: Callable[..., int] = expand) -> None:
+    def __init__(self, world: World, setup: Any, expand: Callable[..., int] = expand) -> None:
         """Boot the guest; it is the first state."""
-        self._steps = steps
+        self._world = world
         self._expand = expand
         self.setup = setup
-        scratch = getattr(steps, "SCRATCH", ())
-        self._mem, self._scene, self._picture = arrange(*steps.new_guest(setup), scratch)
-        self._actions = np.ascontiguousarray(steps.actions(setup), dtype=np.int64).reshape(-1, 4)
+        mem, scene = world.new_guest(setup)
+        world.normal_form(mem, scene)
+        self.mem, self.scene, self._picture = arrange(mem, scene, world.state_words(mem, scene))
+        self._actions = np.ascontiguousarray(world.actions(setup), dtype=np.int64).reshape(-1, 4)
         words = len(self._picture.boot)
         self._now, self._new = np.zeros((2, words), dtype=np.int64)
         self._chunk_words = max(_CHUNK_WORDS, 4 * words * len(self._actions))
@@ -276,7 +282,7 @@ class Exploration:
             if code == _CHUNK_DONE and len(self._chunks) > 1:
                 self._chunks.popleft()
             if code >= FIRST_VIOLATION:
-                self._stop(self._steps.violation(self._mem, self._scene, code))
+                self._stop(self._world.violation(self.mem, self.scene, code))
         if self.found is None and counters[_PARENT] == self._level_end:
             self.depth += 1
             self.closed = self.states == self._level_end
@@ -293,8 +299,8 @@ class Exploration:
         try:
             return int(
                 self._expand(
-                    self._mem,
-                    self._scene,
+                    self.mem,
+                    self.scene,
                     self._picture,
                     self._actions,
                     self._chunks[0],
@@ -307,7 +313,7 @@ class Exploration:
                 )
             )
         except HostzeroError as error:
-            self._stop(bug_violation(self._mem, error))
+            self._stop(bug_violation(self.mem, error))
             return _PAUSED
 
     def _stop(self, violation: Violation) -> None:
@@ -317,7 +323,7 @@ class Exploration:
             state, number = (int(value) for value in self._ways[state])
             numbers.append(number)
         rows = [[int(value) for value in self._actions[number]] for number in reversed(numbers)]
-        self.found = Found(violation, tuple(self._steps.step_of(*row) for row in rows))
+        self.found = Found(violation, tuple(self._world.step_of(*row) for row in rows))
 
     def _make_room(self, max_bytes: int) -> bool:
         count = len(self._actions)
@@ -351,8 +357,8 @@ class Exploration:
         )
 
     def _fixed_bytes(self) -> dict[str, bytes]:
-        fixed = set(self._mem._fields) - {*MOVED, "ram", "far"}
-        return {name: getattr(self._mem, name).tobytes() for name in fixed}
+        fixed = set(self.mem._fields) - {*MOVED, "ram", "far"}
+        return {name: getattr(self.mem, name).tobytes() for name in fixed}
 
 
 def bug_violation(mem: Memory, error: HostzeroError) -> Violation:

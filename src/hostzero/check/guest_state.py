@@ -20,7 +20,7 @@ from hostzero.jit import COMPILER_ON, compiled, inline
 from hostzero.mm.mmzone import PAGE_DTYPE, WORDS_PER_PAGE, Memory
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
@@ -35,7 +35,6 @@ EVENTS: Final = frozenset(
     {
         "page_reporting_requests",
         "bug_pfn",
-        "nr_bad_pages",
         "nr_poison_errors",
         "pgalloc",
         "pgfree",
@@ -97,7 +96,7 @@ class Picture(NamedTuple):
     changed: Any  # which words `changes` found changed
 
 
-def _runs(mem: Memory, scene: tuple[Any, ...], scratch: Collection[str]) -> list[tuple[Any, Words]]:
+def _runs(mem: Memory, scene: tuple[Any, ...], state: Mapping[str, Any]) -> list[tuple[Any, Words]]:
     # Each array that moves, with the words of it that are state.
     runs = []
     for name in MOVED:
@@ -117,12 +116,11 @@ def _runs(mem: Memory, scene: tuple[Any, ...], scratch: Collection[str]) -> list
             words = words[~np.isin(words, gone)]
         runs.append((array, words))
     for name, array in zip(scene._fields, scene, strict=True):  # type: ignore[attr-defined]
-        words = np.arange(0 if name in scratch else -(-array.nbytes // 8))
-        runs.append((array, words))
+        runs.append((array, np.asarray(state[name], dtype=np.int64)))
     return runs
 
 
-def arrange(mem: Memory, scene: S, scratch: Collection[str] = ()) -> tuple[Memory, S, Picture]:
+def arrange(mem: Memory, scene: S, state: Mapping[str, Any]) -> tuple[Memory, S, Picture]:
     """Return the same guest with its changing arrays in one block, and its picture.
 
     The guest given must not be used any more. Its state now is the picture's `boot`.
@@ -130,9 +128,9 @@ def arrange(mem: Memory, scene: S, scratch: Collection[str] = ()) -> tuple[Memor
     Args:
         mem: the guest.
         scene: what else changes: a named tuple of arrays.
-        scratch: the fields of `scene` that are no state.
+        state: which words of each array of `scene` are state; the others are scratch.
     """
-    runs = _runs(mem, scene, scratch)
+    runs = _runs(mem, scene, state)
     starts = [0]
     for array, _ in runs:
         # Whole cache lines each: a page record is one.
@@ -216,15 +214,20 @@ def _fingerprint_words(picture: Picture, words: Any) -> None:
 
 def _changes_words(picture: Picture, before: Any) -> int:
     known = len(picture.at)
+    n = 0
+    for i in range(known):
+        if picture.block[picture.at[i]] != before[i]:
+            picture.changed[n] = i
+            n += 1
+    for i in range(len(picture.ram_at)):
+        if picture.ram[picture.ram_at[i]] != before[known + i]:
+            picture.changed[n] = known + i
+            n += 1
     a = picture.print_[0]
     b = picture.print_[1]
-    n = 0
-    for i in range(len(before)):
+    for j in range(n):
+        i = picture.changed[j]
         word = picture.block[picture.at[i]] if i < known else picture.ram[picture.ram_at[i - known]]
-        if word == before[i]:
-            continue
-        picture.changed[n] = i
-        n += 1
         if before[i] != picture.boot[i]:
             mixed = mix(before[i], picture.key_a[i])
             a -= mixed
