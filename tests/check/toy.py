@@ -148,6 +148,10 @@ def violation(mem: Memory, scene: Scene, code: int) -> Violation:
     return Violation("corruption", "so many single pages have an owner")
 
 
+def bug(mem: Memory, error: VmBug) -> Violation:
+    return Violation("rot", str(error), pfn=int(mem.vm[0].bug_pfn))
+
+
 def step_of(op: int, a: int, b: int, c: int) -> Step:
     return [NAMES[op], a, b]
 
@@ -155,6 +159,9 @@ def step_of(op: int, a: int, b: int, c: int) -> Step:
 def action_of(step: Step, setup: Setup) -> tuple[int, int, int, int]:
     return NAMES.index(step[0]), step[1], step[2], 0
 
+
+rows = ()
+setup_from_json = Setup.from_json
 
 _loop = getattr(explore.expand, "py_func", explore.expand)
 expand = FunctionType(

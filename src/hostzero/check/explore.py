@@ -13,7 +13,7 @@ grow, and when an action finds a violation.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
@@ -27,8 +27,6 @@ from hostzero.check.steps import act
 from hostzero.check.violation import Violation
 from hostzero.errors import HostzeroError, VmBug
 from hostzero.jit import COMPILER_ON, compiled
-from hostzero.mm.debug import describe_page
-from hostzero.mm.mmzone import NO_PAGE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -69,6 +67,9 @@ class World(Protocol):
 
     def violation(self, mem: Memory, scene: Any, code: int) -> Violation:
         """Describe what `act` found."""
+
+    def bug(self, mem: Memory, error: VmBug) -> Violation:
+        """Describe a failed assertion of the allocator."""
 
     def step_of(self, op: int, a: int, b: int, c: int) -> Step:
         """Return an action as a step of a recording."""
@@ -261,6 +262,11 @@ class Exploration:
         return int(self._counters[_TRANSITIONS])
 
     @property
+    def rows(self) -> Sequence[int]:
+        """How often each row of the lifecycle table was exercised."""
+        return getattr(self.scene, "rows", ())
+
+    @property
     def nbytes(self) -> int:
         """How much memory the states take."""
         used = sum(int(chunk.used[1]) for chunk in self._chunks)
@@ -295,6 +301,12 @@ class Exploration:
             if self._fixed_bytes()[name] != before:
                 raise AssertionError(f"Memory.{name} has changed, and the exploration does not see it")
 
+    def forget_states(self) -> None:
+        """Give the memory back when nothing is left to be tried."""
+        self._chunks.clear()
+        self._seen = StateSet()
+        self._ways = self._ways[:0].copy()
+
     def _call(self) -> int:
         try:
             return int(
@@ -313,7 +325,7 @@ class Exploration:
                 )
             )
         except HostzeroError as error:
-            self._stop(bug_violation(self.mem, error))
+            self._stop(bug_violation(self._world, self.mem, error))
             return _PAUSED
 
     def _stop(self, violation: Violation) -> None:
@@ -361,9 +373,6 @@ class Exploration:
         return {name: getattr(self.mem, name).tobytes() for name in fixed}
 
 
-def bug_violation(mem: Memory, error: HostzeroError) -> Violation:
-    """Return what a failed assertion of the product's own is for a search."""
-    pfn = int(mem.vm[0].bug_pfn)
-    if not isinstance(error, VmBug) or pfn == NO_PAGE:
-        return Violation("rot", str(error))
-    return Violation("rot", str(error), pfn=pfn, where=describe_page(mem, pfn))
+def bug_violation(world: World, mem: Memory, error: HostzeroError) -> Violation:
+    """Return what an error of the product's own is for a search."""
+    return world.bug(mem, error) if isinstance(error, VmBug) else Violation("rot", str(error))
