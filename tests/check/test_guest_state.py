@@ -142,6 +142,7 @@ def test_step_is_undone_and_its_fingerprint_is_that_of_the_whole_state() -> None
     for _ in range(30):
         walk(mem, scene, rows, choose, 3)
         save(picture, now)
+        load(picture, now)
         fingerprint(picture, now)
         before = everything(mem, scene)
         walk(mem, scene, rows, choose, 3)

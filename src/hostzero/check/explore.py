@@ -226,15 +226,30 @@ class Exploration:
         scene: what else there is of it.
     """
 
-    def __init__(self, world: World, setup: Any, expand: Callable[..., int] = expand) -> None:
-        """Boot the guest; it is the first state."""
+    def __init__(
+        self,
+        world: World,
+        setup: Any,
+        expand: Callable[..., int] = expand,
+        actions: NDArray[np.int64] | None = None,
+    ) -> None:
+        """Boot the guest; it is the first state.
+
+        Args:
+            world: what can happen.
+            setup: how the guest is made.
+            expand: the inner loop.
+            actions: those to try; all of the setup's if None.
+        """
+        if actions is None:
+            actions = world.actions(setup)
         self._world = world
         self._expand = expand
         self.setup = setup
         mem, scene = world.new_guest(setup)
         world.normal_form(mem, scene)
         self.mem, self.scene, self._picture = arrange(mem, scene, world.state_words(mem, scene))
-        self._actions = np.ascontiguousarray(world.actions(setup), dtype=np.int64).reshape(-1, 4)
+        self._actions = np.ascontiguousarray(actions, dtype=np.int64).reshape(-1, 4)
         words = len(self._picture.boot)
         self._now, self._new = np.zeros((2, words), dtype=np.int64)
         self._chunk_words = max(_CHUNK_WORDS, 4 * words * len(self._actions))

@@ -85,8 +85,10 @@ class Picture(NamedTuple):
     `ram_at`, four a page.
     """
 
-    block: Any  # all arrays that change
+    block: Any  # all arrays that have state
     at: Any  # which words of it are state
+    place: Any  # by word of the block: where it is in the vector, or -1
+    shadow: Any  # the block as it was when a state was put back
     ram: Any  # guest RAM, as signed words
     ram_at: Any  # by page: the marks, then the filler
     boot: Any  # the state at boot
@@ -132,14 +134,20 @@ def arrange(mem: Memory, scene: S, state: Mapping[str, Any]) -> tuple[Memory, S,
     """
     runs = _runs(mem, scene, state)
     starts = [0]
-    for array, _ in runs:
+    for array, words in runs:
+        if not len(words):
+            starts.append(starts[-1])
+            continue
         # Whole cache lines each: a page record is one.
         starts.append(starts[-1] + -(-array.nbytes // 64) * 8)
     room = np.zeros(starts[-1] + 8, dtype=np.int64)
     first = -(room.ctypes.data // 8) % 8
     block = room[first : first + starts[-1]]
     moved = []
-    for (array, _), start in zip(runs, starts, strict=False):
+    for (array, words), start in zip(runs, starts, strict=False):
+        if not len(words):
+            moved.append(array)
+            continue
         copy = block[start : start + -(-array.nbytes // 8)].view(np.uint8)[: array.nbytes]
         copy[:] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         copy = copy.view(array.dtype).reshape(array.shape)
@@ -151,9 +159,13 @@ def arrange(mem: Memory, scene: S, state: Mapping[str, Any]) -> tuple[Memory, S,
     keys = np.random.Generator(np.random.PCG64(0x5A)).integers(
         np.iinfo(np.int64).min, np.iinfo(np.int64).max, size=(2, size), dtype=np.int64
     )
+    place = np.full(len(block), -1, dtype=np.int64)
+    place[at] = np.arange(len(at))
     picture = Picture(
         block,
         at.astype(np.int64),
+        place,
+        block.copy(),
         mem.ram.view(np.int64),
         ram_at,
         np.zeros(size, dtype=np.int64),
@@ -188,6 +200,8 @@ def _load_words(picture: Picture, words: Any) -> None:
     known = len(picture.at)
     for i in range(known):
         picture.block[picture.at[i]] = words[i]
+    for i in range(len(picture.block)):
+        picture.shadow[i] = picture.block[i]
     for page in range(len(picture.ram_at) // _PER_PAGE):
         k = page * _PER_PAGE
         filler = words[known + k + _PER_PAGE - 1]
@@ -215,10 +229,25 @@ def _fingerprint_words(picture: Picture, words: Any) -> None:
 def _changes_words(picture: Picture, before: Any) -> int:
     known = len(picture.at)
     n = 0
-    for i in range(known):
-        if picture.block[picture.at[i]] != before[i]:
-            picture.changed[n] = i
-            n += 1
+    now = picture.block
+    then = picture.shadow
+    # A cache line at a time: most are as they were.
+    for g in range(0, len(now), 8):
+        if (
+            (now[g] ^ then[g])
+            | (now[g + 1] ^ then[g + 1])
+            | (now[g + 2] ^ then[g + 2])
+            | (now[g + 3] ^ then[g + 3])
+            | (now[g + 4] ^ then[g + 4])
+            | (now[g + 5] ^ then[g + 5])
+            | (now[g + 6] ^ then[g + 6])
+            | (now[g + 7] ^ then[g + 7])
+        ) == 0:
+            continue
+        for word in range(g, g + 8):
+            if now[word] != then[word] and picture.place[word] >= 0:
+                picture.changed[n] = picture.place[word]
+                n += 1
     for i in range(len(picture.ram_at)):
         if picture.ram[picture.ram_at[i]] != before[known + i]:
             picture.changed[n] = known + i
@@ -271,6 +300,7 @@ def _save_arrays(picture: Picture, out: Any) -> None:
 def _load_arrays(picture: Picture, words: Any) -> None:
     known = len(picture.at)
     picture.block[picture.at] = words[:known]
+    picture.shadow[:] = picture.block
     if (picture.ram[picture.ram_at] == words[known:]).all():
         return
     pages = picture.ram[: len(picture.ram_at) // _PER_PAGE * WORDS_PER_PAGE].reshape(-1, WORDS_PER_PAGE)
@@ -318,7 +348,7 @@ corrected for the words that a step changes.
 """
 
 changes = compiled(_changes_words) if COMPILER_ON else _changes_arrays
-"""Find the words that have changed since a state whose fingerprint is in `picture.print_[:2]`.
+"""Find the words that have changed since a state was put back whose fingerprint is in `picture.print_[:2]`.
 
 `changes(picture, before)` returns how many they are; they are in `picture.changed`, and the
 fingerprint of the state now is in `picture.print_[2:]`.
