@@ -18,6 +18,7 @@ import numpy as np
 
 from hostzero.jit import COMPILER_ON, compiled, inline
 from hostzero.mm.mmzone import PAGE_DTYPE, WORDS_PER_PAGE, Memory
+from hostzero.mm.records import as_records
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -151,7 +152,7 @@ def arrange(mem: Memory, scene: S, state: Mapping[str, Any]) -> tuple[Memory, S,
         copy = block[start : start + -(-array.nbytes // 8)].view(np.uint8)[: array.nbytes]
         copy[:] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         copy = copy.view(array.dtype).reshape(array.shape)
-        moved.append(copy.view(np.recarray) if isinstance(array, np.recarray) else copy)
+        moved.append(as_records(copy) if isinstance(array, np.recarray) else copy)
     at = np.concatenate([start + words for (_, words), start in zip(runs, starts, strict=False)])
     pages = np.arange(int(mem.vm[0].nr_pages), dtype=np.int64) * WORDS_PER_PAGE
     ram_at = (pages[:, None] + np.array([*MARKS, _FILLER])).reshape(-1)
