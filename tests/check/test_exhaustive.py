@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from hostzero.check import exhaustive
-from hostzero.check.exhaustive import SCOPES, ExhaustiveSearch, Scope
+from hostzero.check.exhaustive import ExhaustiveSearch
 from hostzero.check.recording import Recording
+from hostzero.check.scopes import SCOPES, Scope
 from hostzero.check.search import Findings, Limits
 from hostzero.errors import UsageError
 from tests.check import toy
@@ -120,4 +120,4 @@ def test_recording_of_another_guest_is_refused() -> None:
         }
     )
     with pytest.raises(UsageError):
-        exhaustive.ExhaustiveSearch().replay(recording)
+        ExhaustiveSearch().replay(recording)
