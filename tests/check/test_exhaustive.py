@@ -77,6 +77,12 @@ def test_violation_is_recorded_and_can_be_run_again(wrong: str) -> None:
     assert found.found_after == found.operations
     assert "found something at depth 3" in found.notes[1]
     recording = Recording.from_json(found.recording.to_json())
+    history = recording.violation.history
+    if wrong == "bug_at":  # which is about page 1
+        assert history[0] == "at boot: free"
+        assert history[-1] == f"step 3, alloc 0 {recording.steps[2][2]}: so many single pages"
+    else:
+        assert history == ()
     assert recording.search == what.name
     assert what.replay(recording) == found.recording.violation
     assert what.replay(replace(recording, steps=recording.steps[:2])) is None
@@ -90,11 +96,17 @@ def test_number_of_pages_can_be_chosen_and_no_scope_is_searched_twice() -> None:
     assert [note.split(":")[0] for note in found.notes[:-1]] == ["small (4 pages)"]
 
 
+def test_guest_that_is_too_large_to_be_gone_through_is_left_to_other_searches() -> None:
+    found = run(search(SMALL), pages=1 << 16, depth=1)
+    assert [note.split(":")[0] for note in found.notes[:-1]] == ["small (2 pages)"]
+
+
 def test_real_guests_have_no_false_claim_within_a_few_steps() -> None:
-    what = ExhaustiveSearch(SCOPES)
+    what_is_searched = (*SCOPES[:4], SCOPES[7])
+    what = ExhaustiveSearch(what_is_searched)
     found = run(what, depth=2)
     assert found.recording is None
-    assert len(found.notes) == len(SCOPES) + 1
+    assert len(found.notes) == len(what_is_searched) + 1
     assert found.rows["merge-one"] + found.rows["free-zeroed"] > 0
 
 

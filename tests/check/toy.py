@@ -152,6 +152,10 @@ def bug(mem: Memory, error: VmBug) -> Violation:
     return Violation("rot", str(error), pfn=int(mem.vm[0].bug_pfn))
 
 
+def state_of(mem: Memory, scene: Scene, pfn: int) -> str:
+    return "owned" if scene.owned[pfn] else "free"
+
+
 def step_of(op: int, a: int, b: int, c: int) -> Step:
     return [NAMES[op], a, b]
 

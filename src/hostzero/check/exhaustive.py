@@ -21,8 +21,8 @@ from typing import Any, Final
 
 from hostzero.check import scene_state, small_guest
 from hostzero.check.explore import Exploration, World, bug_violation, expand
-from hostzero.check.oracle import NOT_NOW, ROWS, check_all
-from hostzero.check.recording import Recording
+from hostzero.check.oracle import DONE, NOT_NOW, ROWS, check_all
+from hostzero.check.recording import Recording, Step
 from hostzero.check.scopes import OF_A_PAGE, SCOPES, Scope
 from hostzero.check.search import Findings, Limits, Progress
 from hostzero.check.small_guest import Setup
@@ -32,6 +32,8 @@ from hostzero.errors import HostzeroError
 
 MAX_BYTES: Final = 2 << 30
 """Memory for the states of all scopes together."""
+_MAX_PAGES: Final = 1024
+"""Larger guests are not gone through: for those who ask for one, the scopes stay as they are."""
 _FIRST_ROUND: Final = 100  # states a scope may visit
 _GROWTH: Final = 3  # how many times as many it may have visited after the next round
 _CALL: Final = 0.1  # seconds that one call of the inner loop should take: Ctrl-C waits that long
@@ -48,6 +50,7 @@ class SmallGuests:
     normal_form = staticmethod(scene_state.normal_form)
     state_words = staticmethod(scene_state.state_words)
     bug = staticmethod(small_guest.bug)
+    state_of = staticmethod(small_guest.state_of)
     act = staticmethod(act)
     check_all = staticmethod(check_all)
     rows = ROWS
@@ -129,12 +132,13 @@ class ExhaustiveSearch:
     def prepare(self) -> None:
         """Compile the inner loop."""
         Exploration(self._world, self._scopes[0].setup, self._loop).advance(1, self._max_bytes)
-        self.replay_steps(self._scopes[0].setup, [])
+        mem, scene = self._world.new_guest(self._scopes[0].setup)
+        self._do(mem, scene, (0, 0, 0, 0))
 
     def run(self, limits: Limits, seed: int, progress: Progress) -> Findings:
         """Go through the scopes in turns; `seed` changes nothing."""
         started = perf_counter()
-        runs = [_Run(scope, self._world, self._loop) for scope in self._chosen(limits)]
+        runs = [_Run(scope, self._world, self._loop) for scope in self._chosen(limits.pages)]
         findings = Findings(self.name)
         end = started + limits.seconds
         allowed = _FIRST_ROUND
@@ -192,36 +196,63 @@ class ExhaustiveSearch:
             UsageError: the recording's setup or steps are none of this search's.
         """
         setup = self._world.setup_from_json(recording.setup)
-        return self.replay_steps(setup, [self._world.action_of(step, setup) for step in recording.steps])
+        return self._again(setup, recording.steps)
 
-    def replay_steps(self, setup: Any, actions: Sequence[tuple[int, int, int, int]]) -> Violation | None:
-        """Do actions one after the other; return the first violation. Those not possible are left out."""
+    def _again(self, setup: Any, steps: Sequence[Step]) -> Violation | None:
+        # The first time shows which page it is about, the second what happened to it.
+        found = self._replay(setup, steps, None, [])
+        if found is None or found.pfn is None:
+            return found
+        history: list[str] = []
+        self._replay(setup, steps, found.pfn, history)
+        return found.with_history(tuple(history))
+
+    def _replay(
+        self, setup: Any, steps: Sequence[Step], pfn: int | None, history: list[str]
+    ) -> Violation | None:
+        # Steps that are not possible are passed over.
         world = self._world
+        actions = [world.action_of(step, setup) for step in steps]
         mem, scene = world.new_guest(setup)
         world.normal_form(mem, scene)
-        for action in actions:
-            try:
-                code = int(world.act(mem, scene, *action))
-                if code == NOT_NOW:
-                    continue
-                if code == 0:
-                    world.normal_form(mem, scene)
-                    code = int(world.check_all(mem, scene))
-            except HostzeroError as error:
-                return bug_violation(world, mem, error)
-            if code:
-                found: Violation = world.violation(mem, scene, code)
+        state = "" if pfn is None else world.state_of(mem, scene, pfn)
+        if pfn is not None:
+            history.append(f"at boot: {state}")
+        for number, (step, action) in enumerate(zip(steps, actions, strict=True), 1):
+            said = f"step {number}, {' '.join(str(part) for part in step)}"
+            found = self._do(mem, scene, action)
+            if found is not None:
+                history.append(f"{said}: {found.what}")
                 return found
+            before = state
+            state = "" if pfn is None else world.state_of(mem, scene, pfn)
+            if state != before:
+                history.append(f"{said}: {state}")
         return None
 
-    def _chosen(self, limits: Limits) -> list[Scope]:
+    def _do(self, mem: Any, scene: Any, action: tuple[int, int, int, int]) -> Violation | None:
+        world = self._world
+        try:
+            code = int(world.act(mem, scene, *action))
+            if code == DONE:
+                world.normal_form(mem, scene)
+                code = int(world.check_all(mem, scene))
+        except HostzeroError as error:
+            return bug_violation(world, mem, error)
+        if code in {DONE, NOT_NOW}:
+            return None
+        found: Violation = world.violation(mem, scene, code)
+        return found
+
+    def _chosen(self, pages: int | None) -> list[Scope]:
+        # Some scopes are the same guest but for its size.
+        if pages is None or pages > _MAX_PAGES:
+            return list(self._scopes)
         chosen: list[Scope] = []
         for scope in self._scopes:
-            if limits.pages is not None:
-                scope = replace(scope, setup=replace(scope.setup, pages=limits.pages))
-                if any(scope.setup == other.setup for other in chosen):
-                    continue
-            chosen.append(scope)
+            resized = replace(scope, setup=replace(scope.setup, pages=pages))
+            if all(resized.setup != other.setup for other in chosen):
+                chosen.append(resized)
         return chosen
 
     def _count(self, findings: Findings, runs: Sequence[_Run]) -> None:
@@ -236,5 +267,7 @@ class ExhaustiveSearch:
     def _record(self, findings: Findings, run: _Run) -> None:
         found = run.exploration.found
         assert found is not None
-        findings.recording = Recording(self.name, run.scope.setup.to_json(), found.steps, found.violation)
+        setup = run.scope.setup
+        violation = self._again(setup, found.steps) or found.violation
+        findings.recording = Recording(self.name, setup.to_json(), found.steps, violation)
         findings.found_after = findings.operations
