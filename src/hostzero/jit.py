@@ -189,6 +189,7 @@ def compiled(function: F) -> F:
 
 
 FAR_SLOTS: Final = 4096
+_KINDS: Final = {"int": numba.types.int64, "bool": numba.types.boolean}
 _far: dict[int, Any] = {}  # dispatcher by slot
 
 
@@ -196,7 +197,8 @@ def far(function: F) -> F:
     """Compile a function that callers reach through `mem.far`, the table that `link` fills.
 
     Its first argument is the bundle of arrays, the others are integers or, if annotated so,
-    booleans; their types are fixed by that.
+    booleans; their types are fixed by that. One that is annotated as anything else is another bundle,
+    which `link` must be given.
     """
     dispatcher: Any = _dispatcher(function, forceinline=False)
     if not COMPILER_ON:
@@ -206,14 +208,14 @@ def far(function: F) -> F:
     if slot in _far:
         raise AssertionError(f"{function.__qualname__} and another far function share a slot: rename one")
     _far[slot] = dispatcher
-    kinds = [
-        numba.types.boolean if parameter.annotation in ("bool", bool) else numba.types.int64
-        for parameter in list(inspect.signature(function).parameters.values())[1:]
-    ]
+    annotations = [parameter.annotation for parameter in inspect.signature(function).parameters.values()]
+    kinds = [_KINDS.get(annotation, annotation) for annotation in annotations[1:]]
     typed = dispatcher.get_call_template
 
     def get_call_template(args: Any, _: Any) -> Any:
-        fixed = (args[0], *kinds)
+        # A bundle's type is known from the call.
+        others = zip(kinds, args[1:], strict=True)
+        fixed = (args[0], *(arg if isinstance(kind, str) else kind for kind, arg in others))
         template = typed(fixed, {})
         overload = dispatcher.overloads[fixed]
         # The implementation that was registered last for a signature is the one that is used.
@@ -251,13 +253,19 @@ def _far_call(fndesc: Any, slot: int) -> Any:
     return implementation
 
 
-def link(bundle: Any) -> None:
-    """Compile or load every far function that has been imported, and enter it into `bundle.far`."""
+def link(bundle: Any, **others: Any) -> None:
+    """Compile or load every far function that has been imported, and enter it into `bundle.far`.
+
+    Functions that take another bundle are left out unless it is given here, by the name of its type.
+    """
     if not COMPILER_ON:
         return
     kind = numba.typeof(bundle)
+    given = {name: numba.typeof(other) for name, other in others.items()}
     for slot, dispatcher in _far.items():
-        types = (kind, *dispatcher.far_types)
+        types = (kind, *(given.get(other, other) for other in dispatcher.far_types))
+        if bundle.far[slot] or any(isinstance(other, str) for other in types):
+            continue
         if types not in dispatcher.overloads:
             dispatcher.compile(types)
         overload = dispatcher.overloads[types]

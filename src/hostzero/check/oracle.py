@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from hostzero.jit import COMPILER_ON, compiled, inline
+from hostzero.jit import COMPILER_ON, compiled, far, inline
 from hostzero.mm.list import list_next
 from hostzero.mm.mmzone import (
     MIGRATE_CMA,
@@ -600,7 +600,7 @@ def check_changed(mem: Memory, scene: Scene) -> int:
     return DONE
 
 
-@compiled
+@far
 def check_all(mem: Memory, scene: Scene) -> int:
     """Look at every listed block as if it were new, and see that no page is missing.
 

@@ -29,6 +29,7 @@ from hostzero.check.oracle import (
 from hostzero.check.recording import Step
 from hostzero.check.violation import Kind, Violation
 from hostzero.errors import UsageError, VmBug
+from hostzero.jit import link
 from hostzero.mm.debug import describe_bug
 from hostzero.mm.mm_init import build_memory
 from hostzero.mm.mmzone import (
@@ -185,6 +186,7 @@ def new_guest(setup: Setup) -> tuple[Memory, Scene]:
         before=_array(4),
         tally=_array(oracle.NR_TALLY),
     )
+    link(mem, Scene=scene)
     configure(mem, scene, setup)
     return mem, scene
 

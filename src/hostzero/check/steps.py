@@ -73,7 +73,7 @@ from hostzero.check.oracle import (
     release,
     walk,
 )
-from hostzero.jit import compiled, inline
+from hostzero.jit import compiled, far, inline
 from hostzero.mm.balloon import (
     balloon_page_list_dequeue,
     balloon_page_list_enqueue,
@@ -729,7 +729,7 @@ def _isolate(mem: Memory, scene: Scene, block: int, on: bool) -> int:
     return _settle(mem, scene)
 
 
-@compiled
+@far
 def act(mem: Memory, scene: Scene, op: int, a: int, b: int, c: int) -> int:
     """Do one step and check what it did.
 
