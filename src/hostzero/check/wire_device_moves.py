@@ -105,8 +105,9 @@ class Moves:
         steps: list[Step] = [["status", 0], ["status", 1], ["status", 3]]
         steps.append(["features", word | 1 << 32 if rng.random() < 0.7 else rng.getrandbits(66)])
         steps.append(["status", 11])
+        first = rng.choice([RINGS_AT, RINGS_AT, 1 << 28])
         for index in range(len(self._roles)):
-            base = (RINGS_AT + index) * PAGE
+            base = (first + index) * PAGE
             size = 1 << rng.randrange(4)
             places = [size, base, base + 1024, base + 2048, rng.choice([0, 65534])]
             if rng.random() < 0.4:
