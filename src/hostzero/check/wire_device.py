@@ -153,7 +153,7 @@ class DeviceWorld:
     def _offset(self, gpa: int, length: int) -> int | None:
         for first, at, count in REGIONS:
             start = gpa - first * PAGE
-            if 0 <= start and start + length <= count * PAGE:
+            if start >= 0 and start + length <= count * PAGE:
                 return at * PAGE + start
         return None
 
@@ -265,11 +265,11 @@ class DeviceWorld:
             ring.last = (ring.last + 1) & 0xFFFF
             parsed = wire_rings.parse_chain(self._read, self.model.space, place, head)
             request = Request(ring.role, parsed)
-            if ring.role == STATS and ring.held is None:
-                if not parsed.bad and parsed.readable and not parsed.writable:
-                    ring.held = request
-                    continue
-            ring.waiting.append(request)
+            good = not parsed.bad and bool(parsed.readable) and not parsed.writable
+            if ring.role == STATS and ring.held is None and good:
+                ring.held = request
+            else:
+                ring.waiting.append(request)
 
     def _discard(self, gpa: int, length: int) -> bool:
         # The host's discard: it may fail, or fail halfway, or see only whole pieces.

@@ -242,7 +242,7 @@ class DeviceModel:
         self.balloon = self.balloon | in_ram
         if self.inhibited:
             return Change(set(), bitmap)
-        pages = set()
+        pages: set[int] = set()
         for piece in {pfn - pfn % self.granule for pfn in in_ram}:
             whole = range(piece, piece + self.granule)
             if balloon.issuperset(whole) and not overlap([(piece * PAGE, self.granule * PAGE)], written):

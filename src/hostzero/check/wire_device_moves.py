@@ -218,10 +218,11 @@ class Moves:
             numbers += numbers[: rng.randrange(4)]
         for n in range(len(numbers)):
             if rng.random() < wrong / 6:
-                numbers[n] = rng.choice([0, self._page(), 95, 96, 143, 144, 255, 272, (1 << 32) - 1, 48, 56, 64])
-        steps: list[Step] = []
-        for page in sorted({number - number % 8 for number in numbers if role == "inflate"})[:6]:
-            steps.append(["dirty", page, 8])
+                numbers[n] = rng.choice(
+                    [0, self._page(), 95, 96, 143, 144, 255, 272, (1 << 32) - 1, 48, 56, 64]
+                )
+        pages = sorted({number - number % 8 for number in numbers if role == "inflate"})[:6]
+        steps: list[Step] = [["dirty", page, 8] for page in pages]
         steps.append(["pfns", at, *numbers])
         if rng.random() < 0.03 * bool(wrong):
             numbers = [0] * rng.choice([1024, 4096, 4097])
@@ -264,7 +265,15 @@ class Moves:
             # The first descriptors name each other.
             return ["desc", index, rng.randrange(4), ARRAYS_AT, 4, NEXT, rng.randrange(4)]
         flags = rng.choice([NEXT, NEXT | WRITE, WRITE, INDIRECT | NEXT])
-        return ["desc", index, rng.randrange(4), self._address(0), rng.choice(LENGTHS), flags, rng.randrange(40)]
+        return [
+            "desc",
+            index,
+            rng.randrange(4),
+            self._address(0),
+            rng.choice(LENGTHS),
+            flags,
+            rng.randrange(40),
+        ]
 
     def _raw(self, index: int) -> list[Step]:
         rng = self._random

@@ -39,9 +39,7 @@ class DriverMoves:
         """Return which guest it is, and what happens to it."""
         rng = self._random
         guest = rng.choice(["plain", "plain", "plain", *GUESTS])
-        steps: list[Step] = []
-        for _ in range(rng.randrange(3)):
-            steps.append(["alloc", rng.randrange(6), 0])
+        steps: list[Step] = [["alloc", rng.randrange(6), 0] for _ in range(rng.randrange(3))]
         for _ in range(rng.choice([1, 1, 2])):
             steps.append(self._probe())
             for _ in range(rng.randrange(4, 16)):
@@ -53,7 +51,9 @@ class DriverMoves:
         rng = self._random
         offered = _OFFER & ~sum(1 << bit for bit in range(33) if rng.random() < 0.06)
         if rng.random() < 0.2:
-            offered &= ~rng.choice([REPORTING, INIT_REPORTED, INIT_ON_INFLATE, INIT_REPORTED | INIT_ON_INFLATE])
+            offered &= ~rng.choice(
+                [REPORTING, INIT_REPORTED, INIT_ON_INFLATE, INIT_REPORTED | INIT_ON_INFLATE]
+            )
         if rng.random() < 0.05:
             offered = rng.getrandbits(64)
         sizes = [128, 128, 128, 64, 32]
