@@ -385,10 +385,10 @@ class DeviceWorld:
 
     def _check_answer(self, request: Request, length: int, later: list[SEGMENT]) -> None:
         parsed, model = request.parsed, self.model
-        if length > parsed.writable_bytes:
-            self.fail("corruption", "a used length is larger than what the device may write", str(request))
         if parsed.bad and length:
             self.fail("corruption", "a chain that breaks a rule comes back with a used length", str(request))
+        if length > parsed.writable_bytes:
+            self.fail("corruption", "a used length is larger than what the device may write", str(request))
         if request.role == INFLATE:
             self._check_bitmap(request, length, later)
         elif request.role == REPORT:

@@ -193,7 +193,7 @@ class DriverWorld:
             if (block != stamp).any():
                 first = int(np.flatnonzero(block != stamp)[0])
                 what = "a page of the guest's user has changed"
-                wrong: dict[str, Any] = {"wrong_offset": first, "wrong_value": int(block[first])}
+                wrong = {"wrong_offset": first, "wrong_value": int(block[first])}
                 self.fail("corruption", what, pfn=pfn, order=order, **wrong)
         self._check_balloon()
         if self.driver.state is State.FAILED and self.device.rings and not self.device.raised:
