@@ -12,11 +12,11 @@ from hostzero.check.wire_bounds import TakesForEver, bounded
 
 
 def test_a_loop_without_an_end_is_stopped() -> None:
-    before = signal.getsignal(signal.SIGALRM)
+    before = signal.getsignal(signal.SIGVTALRM)
     with pytest.raises(TakesForEver), bounded(0.01):
         _loop()
-    assert signal.getsignal(signal.SIGALRM) is before
-    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert signal.getsignal(signal.SIGVTALRM) is before
+    assert signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
 
 
 def test_outside_the_main_thread_nothing_is_stopped() -> None:
@@ -24,7 +24,7 @@ def test_outside_the_main_thread_nothing_is_stopped() -> None:
 
     def work() -> None:
         with bounded(0.01):
-            done.append(signal.getitimer(signal.ITIMER_REAL))
+            done.append(signal.getitimer(signal.ITIMER_VIRTUAL))
 
     thread = threading.Thread(target=work)
     thread.start()

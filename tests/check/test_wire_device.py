@@ -201,6 +201,21 @@ PLANTS: list[tuple[str, list[list[object]], Plant]] = [
         lambda world: setattr(world.device, "queue_size_max", lambda index: 32),
     ),
     (
+        "tell its host what the guest said",
+        [["put", ANSWERS_AT, 10, 5], ["chain", 2, 0, ANSWERS_AT, 10, 0], ["kick", 2]],
+        lambda world: after(world, lambda: world.device._stats.latest.clear()),
+    ),
+    (
+        "counts more bytes claimed than proven",
+        [KICK_REPORT],
+        lambda world: setattr(world.device.metrics.reporting, "claimed_zero_bytes", 1),
+    ),
+    (
+        "not be resumed where it stopped",
+        [KICK_REPORT],
+        lambda world: setattr(world.device, "last_avail", lambda index: 7),
+    ),
+    (
         "not told of a target",
         [["set_target", 3]],
         lambda world: world.device.on_config_change(lambda: None),
@@ -239,7 +254,7 @@ def test_a_fault_that_the_device_swallows_in_an_interrupt_is_seen(world: DeviceW
     def interrupted(index: int) -> None:
         poke(world, 30 * PAGE, b"\0")
         interrupt(index)
-        poke(world, 30 * PAGE, world.pattern(30)[:1])
+        poke(world, 30 * PAGE, world.ram.pattern(30)[:1])
 
     world.interrupt = interrupted  # type: ignore[method-assign]
     with pytest.raises(Violated, match="a byte that it was not given"):
@@ -257,6 +272,15 @@ def test_pages_of_earlier_requests_may_go_only_with_must_tell_host() -> None:
             world.step(["kick", 0])
         assert world.device.metrics.inflate.claims == claims
         world.close()
+
+
+def test_a_descriptor_is_rewritten_just_after_it_was_read(world: DeviceWorld) -> None:
+    """The device goes on with what it read."""
+    do(world, [START, *REPORT, ["race", 0, 20 * PAGE, PAGE], KICK_REPORT])
+    place = world.place(4)
+    assert place is not None
+    assert world.ram.read(place.desc, 8) == (20 * PAGE).to_bytes(8, "little")
+    assert world.device.metrics.reporting.claims == 1
 
 
 def test_an_unknown_step_is_a_usage_error(world: DeviceWorld) -> None:

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Final
 
-PATIENCE: Final = 3.0
-"""Seconds for one operation, which takes a millisecond. What lasts longer does not end."""
+PATIENCE: Final = 10.0
+"""Seconds of processor time for one operation, which takes milliseconds. What lasts longer does not end."""
 
 
 class TakesForEver(BaseException):
@@ -20,20 +20,20 @@ class TakesForEver(BaseException):
 
 @contextmanager
 def bounded(seconds: float = PATIENCE) -> Iterator[None]:
-    """Stop what runs inside after a time by `TakesForEver`.
+    """Stop what runs inside after some processor time by `TakesForEver`.
 
     Only in the main thread, which alone gets signals; elsewhere nothing is stopped.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGALRM, _stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    before = signal.signal(signal.SIGVTALRM, _stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def _stop(_signal: int, _frame: FrameType | None) -> None:

@@ -99,6 +99,7 @@ class DeviceModel:
     run: int = 0x7FFF_FFFF
     rings: dict[int, Ring] = field(default_factory=dict)
     balloon: set[int] = field(default_factory=set)
+    figures: dict[int, int] = field(default_factory=dict)
 
     @property
     def live(self) -> bool:
@@ -153,6 +154,7 @@ class DeviceModel:
         self.hint = "stopped"
         self.rings = {}
         self.balloon = set()
+        self.figures = {}
 
     def config(self) -> bytes:
         """Return the 16 bytes of the configuration space."""
@@ -170,6 +172,12 @@ class DeviceModel:
         if (self.acked if self.status & FEATURES_OK else self.offered) & PAGE_POISON:
             self.poison = int.from_bytes(space[12:16], "little")
         return True
+
+    def take_figures(self, data: bytes) -> None:
+        """Take statistics: tag and value, 10 bytes each; of the 16 tags that are known, the last counts."""
+        entries = [data[at : at + 10] for at in range(0, len(data) - 9, 10)]
+        pairs = [(int.from_bytes(each[:2], "little"), int.from_bytes(each[2:], "little")) for each in entries]
+        self.figures = {tag: value for tag, value in pairs if tag < 16}
 
     def live_bytes(self) -> list[SEGMENT]:
         """Return every byte of every live ring."""

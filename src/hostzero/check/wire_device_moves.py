@@ -13,7 +13,6 @@ import random
 from typing import Any, Final
 
 from hostzero.check.recording import Step
-from hostzero.check.wire_device import REGIONS
 from hostzero.check.wire_device_model import (
     EVENT_IDX,
     FREE_PAGE_HINT,
@@ -27,6 +26,7 @@ from hostzero.check.wire_device_model import (
 )
 from hostzero.check.wire_device_steps import RINGS_AT
 from hostzero.check.wire_rings import INDIRECT, NEXT, WRITE
+from hostzero.check.wire_shadow import REGIONS
 
 ALL: Final = (
     MUST_TELL_HOST
@@ -103,7 +103,10 @@ class Moves:
     def _broken_start(self, word: int) -> list[Step]:
         rng = self._random
         steps: list[Step] = [["status", 0], ["status", 1], ["status", 3]]
-        steps.append(["features", word | 1 << 32 if rng.random() < 0.7 else rng.getrandbits(66)])
+        kind = rng.random()
+        # One bit more than is offered, or all of them at random; VERSION_1 is part of a good word.
+        more = 1 << rng.randrange(40) if kind < 0.3 else 0
+        steps.append(["features", word | 1 << 32 | more if kind < 0.85 else rng.getrandbits(66)])
         steps.append(["status", 11])
         first = rng.choice([RINGS_AT, RINGS_AT, 1 << 28])
         for index in range(len(self._roles)):
@@ -170,7 +173,8 @@ class Moves:
             before, fields = self._pfn_request(wrong, role)
         elif role == "stats":
             length = rng.choice([10, 20, 30, 35, 160])
-            tags = [["put", ANSWERS_AT + at, 10, rng.getrandbits(80)] for at in range(0, length, 10)]
+            values = [rng.getrandbits(64) << 16 | rng.randrange(18) for _ in range(0, length, 10)]
+            tags = [["put", ANSWERS_AT + 10 * at, 10, value] for at, value in enumerate(values)]
             before, fields = tags, [ANSWERS_AT, length, 0]
             if rng.random() < 0.4:
                 before = [["request_stats"], *before]
@@ -184,7 +188,11 @@ class Moves:
                 page = self._page()
                 count = rng.choice([1, 1, 2, 4, 8, 8])
                 page -= page % 8 if count == 8 else 0
-                before.append(["dirty", page, count])
+                if rng.random() < wrong / 5:
+                    # Pages that hold a ring or a buffer: given away, and in use.
+                    page = rng.choice([ARRAYS_AT, ANSWERS_AT, RINGS_AT * PAGE]) // PAGE + rng.randrange(-2, 6)
+                else:
+                    before.append(["dirty", page, count])
                 fields += [page * PAGE, count * PAGE, WRITE]
         fields = self._break(fields, wrong)
         if len(fields) > 3 and rng.random() < 0.1 * bool(wrong):
@@ -194,6 +202,9 @@ class Moves:
         steps: list[Step] = [*before, ["chain", index, rng.choice([0, 0, 1, 3, 7]), *fields]]
         if rng.random() < 0.25 * bool(wrong):
             steps.append(self._twist(index))
+        if rng.random() < 0.1 * bool(wrong):
+            near = fields[0] if fields else 0
+            steps.append(["race", rng.randrange(3), self._address(near), rng.choice(LENGTHS)])
         steps.append(["kick", index if rng.random() > wrong / 20 else rng.randrange(-1, 7)])
         return steps
 

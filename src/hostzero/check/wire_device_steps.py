@@ -102,7 +102,7 @@ def start(world: DeviceWorld, word: int, bits: int, at: int) -> None:
 def dirty(world: DeviceWorld, page: int, count: int) -> None:
     """Use pages again: fill them with bytes that are not zero."""
     for pfn in range(page, page + min(count, 64)):
-        world.write(pfn * PAGE, world.pattern(pfn))
+        world.write(pfn * PAGE, world.ram.pattern(pfn))
 
 
 @guest_write
@@ -190,16 +190,22 @@ def kick(world: DeviceWorld, index: int) -> None:
     world.call("a notification", allowed, world.device.notify, index)
 
 
-@operation
+@guest_write
 def at_interrupt(world: DeviceWorld, action: int, index: int, head: int) -> None:
     """At the next interrupt: 1 reset the device, 2 offer a head and notify, 3 notify a queue."""
     world.plan_interrupt(action & 3, index, head)
 
 
-@operation
+@guest_write
 def fail_discard(world: DeviceWorld, which: int, mode: int) -> None:
     """Have a discard fail: 1 at once, 2 halfway, 3 halfway with OSError, 4 halfway with RamError."""
-    world.plan_failure(which, mode)
+    world.ram.plan_failure(which, mode)
+
+
+@guest_write
+def race(world: DeviceWorld, which: int, addr: int, length: int) -> None:
+    """Rewrite the `which`-th descriptor of the next request just after the device has read it."""
+    world.plan_race(which, addr, length)
 
 
 @operation
