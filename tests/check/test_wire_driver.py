@@ -14,8 +14,9 @@ from hostzero.check.wire_device_model import PAGE
 from hostzero.check.wire_driver import GUESTS, HONEST_FEATURES, DriverWorld
 from hostzero.check.wire_driver_moves import DriverMoves
 from hostzero.check.wire_false_device import CALLS_MAX, LENGTH, LIES, OFF_BY, SHORT_BITMAP, SOME, WITHHOLD
-from hostzero.driver import State
+from hostzero.driver import State, negotiate
 from hostzero.driver.buffers import DriverBuffers
+from hostzero.driver.config_space import ConfigSpace
 from hostzero.driver.reporting import FreePageReporting
 from hostzero.errors import UsageError, VmBug
 from hostzero.mm.gfp import GFP_KERNEL
@@ -215,6 +216,26 @@ def test_a_failed_device_that_was_not_reset(world: DriverWorld) -> None:
     world.driver.state = State.FAILED
     with pytest.raises(Violated, match="that failed was not reset"):
         world.step(["stats"])
+
+
+def test_a_field_that_comes_back_short(world: DriverWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    def believe(space: ConfigSpace, offset: int, name: str) -> int:
+        del name
+        return int.from_bytes(space._transport.read_config(offset, 4), "little")
+
+    monkeypatch.setattr(ConfigSpace, "_read", believe)
+    do(world, PROBE, ["fault", 2, 3])
+    with pytest.raises(Violated, match="a field that came back short"):
+        world.step(["target", 5])
+
+
+def test_rings_that_are_freed_under_a_device_that_does_not_reset(
+    world: DriverWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(negotiate, "reset", lambda transport: transport.set_status(0))
+    do(world, PROBE, ["fault", 1, 1])
+    with pytest.raises(Violated, match="a device which did not reset may still write to"):
+        world.step(["remove"])
 
 
 def test_lists_that_are_not_sound_in_the_end(world: DriverWorld) -> None:

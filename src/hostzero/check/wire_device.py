@@ -219,9 +219,11 @@ class DeviceWorld:
             if not which:
                 self._race = []
                 place = waiting[0][0].place
-                for at in range(place.desc, place.desc + 16 * place.size, 16):
-                    if (number(self.ram.read, at, 8), number(self.ram.read, at + 8, 4)) == (gpa, length):
-                        self.ram.write(at, addr.to_bytes(8, "little") + more.to_bytes(4, "little"))
+                table = range(place.desc, place.desc + 16 * place.size, 16)
+                read = self.ram.read
+                same = [at for at in table if (number(read, at, 8), number(read, at + 8, 4)) == (gpa, length)]
+                if len(same) == 1:
+                    self.ram.write(same[0], addr.to_bytes(8, "little") + more.to_bytes(4, "little"))
         return GuestMemory.contains(self.memory, gpa, length)
 
     def _on_config(self) -> None:
@@ -233,7 +235,12 @@ class DeviceWorld:
         if self.violation is not None:
             return
         try:
-            self._settle(final=False)
+            place = self.place(index)
+            each = place is not None and not self.model.acked & EVENT_IDX
+            if place is not None and each and not number(self.ram.read, place.avail, 2) & 1:
+                self._settle(final=False, told=place.used)
+            else:
+                self._settle(final=False)
         except Violated:
             return
         action, other, head = self._at_interrupt
@@ -249,7 +256,9 @@ class DeviceWorld:
 
     # ------------------------------------------------------------------ what must hold
 
-    def _settle(self, *, final: bool) -> None:
+    def _settle(self, *, final: bool, told: int = -1) -> None:
+        # `told` is the used ring, if any, of which each publication has brought an interrupt: what
+        # is new there was published at once, and all of it had to be true at this moment.
         rings = self.model.rings
         changed = self.ram.changed()
         answered: list[tuple[Ring, Request, int]] = []
@@ -285,7 +294,12 @@ class DeviceWorld:
                 self.fail("rot", "a request does not come back", f"queue {index}: {ring.waiting[0]}")
         self._answers.check_bytes(changed, pages, allowed)
         for at, (_, request, length) in enumerate(answered):
-            later = [part for _, other, _ in answered[at + 1 :] for part in self._answers.writes(other)]
+            later = [
+                part
+                for ring, other, _ in answered[at + 1 :]
+                if ring.place.used != told
+                for part in self._answers.writes(other)
+            ]
             self._answers.check(request, length, later)
         self.ram.accept(changed)
 

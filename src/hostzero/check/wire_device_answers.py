@@ -51,11 +51,11 @@ class Answers:
         """Check that every changed word is a dropped page's or in bytes that may be written."""
         ram_pages = {at for pfn in pages if (at := self._ram.offset(pfn * PAGE, PAGE)) is not None}
         ranges = [(at, n) for start, n in allowed if (at := self._ram.offset(start, n)) is not None]
-        for word in changed.tolist():
+        starts = changed * 8
+        dropped_words = np.isin(starts - starts % PAGE, list(ram_pages)) & (self._ram.words[changed] == 0)
+        for word in changed[~dropped_words].tolist():
             byte = word * 8
             dropped = byte - byte % PAGE in ram_pages
-            if dropped and not self._ram.words[word]:
-                continue
             for place in range(byte, byte + 8):
                 if self._ram.bytes[place] == self._ram.shadow[place] or (
                     dropped and not self._ram.bytes[place]

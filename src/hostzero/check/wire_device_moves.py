@@ -58,6 +58,7 @@ class Moves:
         """Begin at a seed."""
         self._random = random.Random(seed)
         self._roles: list[str] = []
+        self._recent: list[int] = []
 
     def episode(self) -> tuple[dict[str, Any], list[Step]]:
         """Return how the device is made, and what the guest does to it."""
@@ -65,6 +66,7 @@ class Moves:
         offered = ALL & ~self._some_bits(0.12)
         if not offered & REPORTING:
             offered &= ~INIT_REPORTED
+        self._recent = []
         setup = {
             "offered": offered,
             "backing": rng.choice(["anonymous", "memfd"]),
@@ -135,7 +137,7 @@ class Moves:
             return self._raw(index)
         if kind < 0.75:
             count = rng.choice([1, 1, 2, 3])
-            return [["fail_discard", rng.randrange(3), 1 + rng.randrange(4)], *self._batch(index, count)]
+            return [["fail_discard", rng.randrange(3), 1 + rng.randrange(5)], *self._batch(index, count)]
         if kind < 0.79:
             return [[rng.choice(["inhibit", "allow"])], *self._request(0.1, index)]
         if kind < 0.83:
@@ -246,6 +248,9 @@ class Moves:
         if role == "inflate" and rng.random() < 0.85:
             room = (len(numbers) + 7) // 8 + rng.choice([0, 0, 0, 1, -1, 8])
             where = ANSWERS_AT + rng.choice([0, 0, 1, 5, PAGE - 1])
+            if rng.random() < wrong / 4:
+                # In a page that this request or one before it has given away.
+                where = self._page() * PAGE + rng.randrange(PAGE)
             steps.append(["put", where - 1, 16, rng.choice([0, (1 << 128) - 1, rng.getrandbits(128)])])
             fields += [where, max(room, 0), WRITE]
         return steps, fields
@@ -299,8 +304,13 @@ class Moves:
     def _page(self) -> int:
         """Return a page that is for requests: not one of rings, arrays or answers."""
         rng = self._random
-        first, count = rng.choice([(0, 46), (0, 46), (96, 46), (256, 14), (1 << 28, 14)])
-        return first + rng.randrange(count)
+        if self._recent and rng.random() < 0.5:
+            # Requests must meet: the same eight pages again, or others of them.
+            return rng.choice(self._recent) + rng.randrange(8)
+        first, count = rng.choice([(0, 40), (0, 40), (96, 40), (256, 8), (1 << 28, 8)])
+        page = first + rng.randrange(count)
+        self._recent = [page - page % 8, *self._recent[:2]]
+        return page
 
     def _address(self, near: int) -> int:
         rng = self._random

@@ -198,7 +198,10 @@ def at_interrupt(world: DeviceWorld, action: int, index: int, head: int) -> None
 
 @guest_write
 def fail_discard(world: DeviceWorld, which: int, mode: int) -> None:
-    """Have a discard fail: 1 at once, 2 halfway, 3 halfway with OSError, 4 halfway with RamError."""
+    """Have a discard fail.
+
+    1: at once; 2: halfway; 3: halfway with OSError; 4: halfway with RamError; 5: the kernel's call, halfway.
+    """
     world.ram.plan_failure(which, mode)
 
 

@@ -46,6 +46,10 @@ USERS_MAX: Final = 24
 HISTORY: Final = 12
 FILL: Final = 0xA5
 
+CHANGED: Final = "a configuration change"
+CONFIG_READERS: Final = frozenset({CHANGED, "probe", "restore"})
+"""Calls that read the configuration space and raise what goes wrong there to their caller."""
+
 GUESTS: Final[dict[str, MmConfig]] = {
     "plain": MmConfig(),
     "confidential": MmConfig(confidential=True),
@@ -102,6 +106,7 @@ class DriverWorld:
         self.done.append(step)
         self.device.calls = 0
         self.device.raised = False
+        self.device.short_reads = 0
         operation(self, *step[1:])
         if step[0] not in {"lie", "fault"}:
             self._check()
@@ -112,6 +117,10 @@ class DriverWorld:
         try:
             with bounded():
                 result = function(*args)
+            if self.device.short_reads and what in CONFIG_READERS:
+                self.fail("rot", "a field that came back short is taken for a number")
+        except Violated:
+            raise
         except TakesForEver:
             self.fail("rot", f"the driver does not come back from {what}")
         except VmBug as error:
@@ -198,6 +207,23 @@ class DriverWorld:
         self._check_balloon()
         if self.driver.state is State.FAILED and self.device.rings and not self.device.raised:
             self.fail("rot", "a device that failed was not reset")
+
+        self._check_unreset()
+
+    def _check_unreset(self) -> None:
+        pages = self.mm.mem.mem_map[: self.mm.nr_pages]
+        for start, length in self.device.unreset:
+            for pfn in range(start // PAGE, (start + length - 1) // PAGE + 1):
+                heads = [(pfn >> order << order, order) for order in range(11)]
+                free = any(
+                    pages[head].page_type == PGTY_buddy and pages[head].private >= order
+                    for head, order in heads
+                )
+                # On a per-CPU list; only the first page of a ring's block has a reference of its own.
+                free = free or (start % PAGE == 0 and pages[start // PAGE]._refcount == 0)
+                if free:
+                    what = "a page is free that a device which did not reset may still write to"
+                    self.fail("corruption", what, pfn=pfn)
 
     def _check_balloon(self) -> None:
         pages = self.mm.mem.mem_map[: self.mm.nr_pages]
@@ -341,14 +367,14 @@ def flush(world: DriverWorld, order: int) -> None:
 def target(world: DriverWorld, pages: int) -> None:
     """Ask for a balloon of so many pages."""
     world.device.num_pages = pages
-    world.call("a configuration change", world.device.change_config)
+    world.call(CHANGED, world.device.change_config)
 
 
 @_operation
 def command(world: DriverWorld, cmd_id: int) -> None:
     """Set the command of free page hinting."""
     world.device.cmd_id = cmd_id
-    world.call("a configuration change", world.device.change_config)
+    world.call(CHANGED, world.device.change_config)
 
 
 @_operation
@@ -361,7 +387,7 @@ def stats(world: DriverWorld) -> None:
 def needs_reset(world: DriverWorld) -> None:
     """Ask for a reset."""
     world.device.needs_reset()
-    world.call("a configuration change", world.device.change_config)
+    world.call(CHANGED, world.device.change_config)
 
 
 @_operation

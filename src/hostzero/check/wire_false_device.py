@@ -62,6 +62,8 @@ class FalseDevice:
         dirties: whether it fills reported blocks of which it promises nothing; not where the guest
             relies on what they hold, and negotiated that.
         raised: whether it raised OSError in this step.
+        short_reads: fields of the configuration space that came back cut off in this step.
+        unreset: rings and buffers that it held when a reset was asked for that did not happen.
     """
 
     def __init__(self, ram: Ram) -> None:
@@ -79,6 +81,8 @@ class FalseDevice:
         self.given: list[SEGMENT] = []
         self.dirties = True
         self.raised = False
+        self.short_reads = 0
+        self.unreset: list[SEGMENT] = []
         self.calls = 0
         self.refuses_features = False
         self.never_resets = False
@@ -110,7 +114,12 @@ class FalseDevice:
         """Take a status; 0 makes it forget, unless it never resets."""
         self._called()
         if status == 0:
-            # It does not touch what it held: only a device that was not reset may.
+            # What it held it does not touch any more: only a device that was not reset may.
+            self.unreset = self.unreset if self.never_resets else []
+            if self.never_resets:
+                self.unreset += [part for ring in self.rings.values() for part in ring.place.parts()]
+                # Reported blocks are not among them: the memory manager takes them back in any case.
+                self.unreset += [part for part in self.given if part[1] < PAGE]
             self.rings = {}
             self.given = []
             if self.never_resets:
@@ -125,6 +134,7 @@ class FalseDevice:
         self._called()
         values = (self.num_pages, self.written.get(4, 0), self.cmd_id, self.written.get(12, 0))
         space = b"".join((value & 0xFFFF_FFFF).to_bytes(4, "little") for value in values)
+        self.short_reads += length > self.config_cut
         return space[offset : offset + min(length, self.config_cut)]
 
     def write_config(self, offset: int, data: bytes) -> None:

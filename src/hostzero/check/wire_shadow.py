@@ -58,6 +58,9 @@ class ShadowedMemory:
         # Discards and the size of host pages are replaced on this one object; all else is the real one.
         self.memory.discard = self._discard  # type: ignore[method-assign]
         self.memory.page_size = self._page_size  # type: ignore[method-assign]
+        self._discard_on_host = self._ram._backing.discard
+        self._ram._backing.discard = self._host_call  # type: ignore[method-assign]
+        self._host_refuses = False
         self.space = Space(tuple((gpa * PAGE, (gpa + n) * PAGE) for gpa, _, n in REGIONS))
         self.bytes = self._ram.array(np.uint8)
         self.bytes[:] = _pattern()
@@ -118,7 +121,7 @@ class ShadowedMemory:
 
     def plan_failure(self, which: int, mode: int) -> None:
         """Have the `which`-th discard from now on fail; see the step `fail_discard`."""
-        self._failing = {self._discards + max(which, 0): min(max(mode, 1), 4)}
+        self._failing = {self._discards + max(which, 0): min(max(mode, 1), 5)}
 
     def _discard(self, gpa: int, length: int) -> bool:
         # The host's discard: it may fail, or fail halfway, and sees only whole pieces.
@@ -126,8 +129,10 @@ class ShadowedMemory:
         self._discards += 1
         size = self.granule * PAGE
         start, end = -(-gpa // size) * size, (gpa + length) // size * size
+        self._host_refuses = mode == 5
         if mode:
             self.discard_failed = True
+        if mode and mode != 5:
             half = start + (end - start) // (2 * size) * size
             if mode != 1 and half > start:
                 GuestMemory.discard(self.memory, Gpa(start), half - start)
@@ -140,6 +145,15 @@ class ShadowedMemory:
             return GuestMemory.discard(self.memory, Gpa(gpa), length)
         whole = start < end and GuestMemory.discard(self.memory, Gpa(start), end - start)
         return whole and (start, end) == (gpa, gpa + length)
+
+    def _host_call(self, offset: int, length: int) -> None:
+        # What the memory asks of the host's kernel, which may give up in the middle.
+        if self._host_refuses:
+            half = length // (2 * PAGE) * PAGE
+            if half:
+                self._discard_on_host(offset, half)
+            raise OSError(12, "the host's kernel has no memory")
+        self._discard_on_host(offset, length)
 
     def _page_size(self, gpa: int) -> int:
         del gpa
