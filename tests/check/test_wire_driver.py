@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+import hostzero.check.wire_driver_steps  # noqa: F401 - its steps make themselves known
 from hostzero.check.violation import Violated
 from hostzero.check.wire_device_model import PAGE
 from hostzero.check.wire_driver import GUESTS, HONEST_FEATURES, DriverWorld

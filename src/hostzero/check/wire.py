@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
 # Imported for its steps, which make themselves known.
-import hostzero.check.wire_device_steps  # noqa: F401
+import hostzero.check.wire_device_steps
+import hostzero.check.wire_driver_steps  # noqa: F401
 from hostzero.check.recording import Recording, Step
 from hostzero.check.search import Findings, Limits, Progress
 from hostzero.check.shrink import shrink_arguments, shrink_steps
@@ -30,7 +31,7 @@ from hostzero.errors import HostzeroError, UsageError
 SHRINK_SECONDS: Final = 20.0
 """How long a failure is made shorter; it is one from the beginning."""
 
-DEVICE_SHARE: Final = 0.6
+DEVICE_SHARE: Final = 0.5
 """The part of the time for the device's fuzzer; the rest is the driver's."""
 
 

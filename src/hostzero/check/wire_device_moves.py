@@ -67,17 +67,19 @@ class Moves:
         if not offered & REPORTING:
             offered &= ~INIT_REPORTED
         self._recent = []
-        setup = {
+        setup: dict[str, Any] = {
             "offered": offered,
             "backing": rng.choice(["anonymous", "memfd"]),
-            "granule": rng.choice([1, 1, 1, 8]),
+            "granule": rng.choice([1, 1, 8]),
             "discard_hints": int(rng.random() < 0.3),
         }
         steps: list[Step] = []
         for _ in range(rng.choice([1, 1, 2, 3])):
             steps += self._start(offered)
             for _ in range(rng.randrange(6, 22)):
-                steps += self._move(offered)
+                # On a host that drops eight pages in one piece, requests for parts of one must meet.
+                pieces = setup["granule"] > 1 and rng.random() < 0.25
+                steps += self._pieces() if pieces else self._move(offered)
         # Whatever was done: after a reset a proper request is served.
         steps += [["reset"], *([["allow"]] * sum(step[0] == "inhibit" for step in steps))]
         steps += self._start(offered, broken=0.0)
@@ -90,6 +92,9 @@ class Moves:
     def _start(self, offered: int, broken: float = 0.15) -> list[Step]:
         rng = self._random
         word = offered & ~self._some_bits(0.1)
+        if rng.random() < 0.4:
+            # Whether the device may remember is a bit on which much depends.
+            word &= ~MUST_TELL_HOST
         self._roles = ["inflate", "deflate"]
         for bit, role in ((STATS_VQ, "stats"), (FREE_PAGE_HINT, "free-page"), (REPORTING, "reporting")):
             if word & bit:
@@ -190,9 +195,10 @@ class Moves:
                 page = self._page()
                 count = rng.choice([1, 1, 2, 4, 8, 8])
                 page -= page % 8 if count == 8 else 0
-                if rng.random() < wrong / 5:
+                if rng.random() < wrong / 3:
                     # Pages that hold a ring or a buffer: given away, and in use.
-                    page = rng.choice([ARRAYS_AT, ANSWERS_AT, RINGS_AT * PAGE]) // PAGE + rng.randrange(-2, 6)
+                    start = rng.choice([ARRAYS_AT, ANSWERS_AT, RINGS_AT * PAGE, RINGS_AT * PAGE])
+                    page = start // PAGE + rng.randrange(-2, 6) * (count < 8)
                 else:
                     before.append(["dirty", page, count])
                 fields += [page * PAGE, count * PAGE, WRITE]
@@ -208,6 +214,24 @@ class Moves:
             near = fields[0] if fields else 0
             steps.append(["race", rng.randrange(3), self._address(near), rng.choice(LENGTHS)])
         steps.append(["kick", index if rng.random() > wrong / 20 else rng.randrange(-1, 7)])
+        return steps
+
+    def _pieces(self) -> list[Step]:
+        # Parts of one piece of eight pages go into the balloon and out of it, and are used between.
+        rng = self._random
+        first = self._page() // 8 * 8
+        steps: list[Step] = [["dirty", first, 8]]
+        for _ in range(rng.randrange(2, 6)):
+            half = first + rng.choice([0, 4])
+            count = rng.choice([4, 4, 8]) if half == first else 4
+            index = rng.choice([0, 0, 1])
+            bitmap = [ANSWERS_AT, 1, WRITE] if index == 0 and rng.random() < 0.8 else []
+            length = 4 * count + (rng.choice([-1, 2, 20000]) if rng.random() < 0.15 else 0)
+            steps.append(["run", ARRAYS_AT, half, count])
+            steps.append(["chain", index, 0, ARRAYS_AT, length, 0, *bitmap])
+            steps.append(["kick", index])
+            if index == 1:
+                steps.append(["dirty", half, count])
         return steps
 
     def _pfn_request(self, wrong: float, role: str) -> tuple[list[Step], list[int]]:

@@ -31,7 +31,7 @@ from hostzero.check.wire_device_model import (
     STATS_VQ,
     VERSION_1,
 )
-from hostzero.check.wire_false_device import LIES, FalseDevice
+from hostzero.check.wire_false_device import FalseDevice
 from hostzero.driver import State, VirtioBalloon
 from hostzero.errors import HostzeroError, MmError, OutOfMemory, UsageError, VmBug
 from hostzero.mm import MemoryManager, MmConfig
@@ -312,132 +312,10 @@ class DriverWorld:
 
 Operation = Callable[..., None]
 OPERATIONS: Final[dict[str, Operation]] = {}
+"""What a step may be, by name; `wire_driver_steps` fills it."""
 
 
-def _operation(function: Operation) -> Operation:
+def operation(function: Operation) -> Operation:
+    """Make a function of a world and integers a step of its own name."""
     OPERATIONS[function.__name__] = function
     return function
-
-
-@_operation
-def probe(world: DriverWorld, offered: int, *sizes: int) -> None:
-    """Bind the driver to a device that offers bits, with queues of these sizes by number."""
-    if world.driver.state is not State.UNBOUND:
-        return
-    world.device.offered = offered & (1 << 64) - 1
-    for index, size in enumerate(sizes[:5]):
-        world.device.sizes[index] = size
-    world.call("probe", world.driver.probe)
-
-
-@_operation
-def remove(world: DriverWorld) -> None:
-    """Take the driver off."""
-    if world.driver.state is not State.UNBOUND:
-        world.call("remove", world.driver.remove)
-
-
-@_operation
-def freeze(world: DriverWorld) -> None:
-    """Suspend."""
-    if world.driver.state in {State.ACTIVE, State.FAILED}:
-        world.call("freeze", world.driver.freeze)
-
-
-@_operation
-def restore(world: DriverWorld, hibernated: int) -> None:
-    """Resume; after hibernation free pages hold anything."""
-    if world.driver.state is not State.FROZEN:
-        return
-    if hibernated & 1:
-        pages = world.mm.mem.mem_map[: world.mm.nr_pages]
-        for pfn in np.flatnonzero(pages["page_type"] == PGTY_buddy).tolist():
-            world.bytes[pfn * PAGE : (pfn + (1 << int(pages[pfn].private))) * PAGE] = FILL
-    world.call("restore", lambda: world.driver.restore(hibernated=bool(hibernated & 1)))
-
-
-@_operation
-def flush(world: DriverWorld, order: int) -> None:
-    """Report free blocks of some order and above, all of them."""
-    world.mm.page_reporting.order = min(max(order, 0), 9)
-    world.call("a flush", world.mm.page_reporting.flush, 1 << 20)
-
-
-@_operation
-def target(world: DriverWorld, pages: int) -> None:
-    """Ask for a balloon of so many pages."""
-    world.device.num_pages = pages
-    world.call(CHANGED, world.device.change_config)
-
-
-@_operation
-def command(world: DriverWorld, cmd_id: int) -> None:
-    """Set the command of free page hinting."""
-    world.device.cmd_id = cmd_id
-    world.call(CHANGED, world.device.change_config)
-
-
-@_operation
-def stats(world: DriverWorld) -> None:
-    """Return the buffers that are kept."""
-    world.call("an interrupt", world.device.give_stats_back)
-
-
-@_operation
-def needs_reset(world: DriverWorld) -> None:
-    """Ask for a reset."""
-    world.device.needs_reset()
-    world.call(CHANGED, world.device.change_config)
-
-
-@_operation
-def advance(world: DriverWorld, centiseconds: int) -> None:
-    """Let guest time pass."""
-    world.call("the clock", world.mm.clock.advance, min(max(centiseconds, 0), 1000) / 100)
-
-
-@_operation
-def alloc(world: DriverWorld, order: int, zero: int) -> None:
-    """Allocate a block for a user."""
-    world.allocate(min(max(order, 0), 9), zero=bool(zero & 1))
-
-
-@_operation
-def free(world: DriverWorld, which: int) -> None:
-    """Free a user's block."""
-    world.free(which)
-
-
-@_operation
-def compact(world: DriverWorld) -> None:
-    """Compact memory, balloon pages included."""
-    world.call("compaction", world.mm.compact_memory)
-
-
-@_operation
-def lie(world: DriverWorld, kind: int, value: int) -> None:
-    """Plan how the next request without a plan is answered."""
-    world.device.plan.append((kind % LIES, value))
-
-
-@_operation
-def fault(world: DriverWorld, which: int, value: int) -> None:
-    """Break the transport itself: features, resets, the configuration space, or any call."""
-    device = world.device
-    if which == 0:
-        device.refuses_features = bool(value & 1)
-    elif which == 1:
-        device.never_resets = bool(value & 1)
-        world.leaks = True
-    elif which == 2:
-        device.config_cut = min(max(value, 0), 4)
-    elif which == 3:
-        device.raise_after = min(max(value, 0), 200)
-        # A reset that cannot be written is a reset that did not happen.
-        world.leaks = True
-
-
-@_operation
-def end(world: DriverWorld) -> None:
-    """Turn honest and see what is left."""
-    world.end()

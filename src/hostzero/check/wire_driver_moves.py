@@ -67,7 +67,7 @@ class DriverMoves:
         if kind < 0.3:
             return [*self._lies(), ["flush", rng.randrange(7)]]
         if kind < 0.52:
-            pages = rng.choice([0, 1, 7, 8, 9, 16, 17, 33, rng.randrange(40)])
+            pages = rng.choice([0, 0, 0, 1, 7, 8, 9, 16, 17, 33, rng.randrange(40), rng.randrange(40)])
             if rng.random() < 0.03:
                 pages = rng.choice([300, 1024, 1 << 31, (1 << 32) - 1])
             return [*self._lies(), ["target", pages]]
@@ -81,16 +81,16 @@ class DriverMoves:
             return [["stats"]]
         if kind < 0.9:
             return [*self._lies(), ["advance", rng.choice([1, 20, 200, 400])]]
-        if kind < 0.92:
+        if kind < 0.91:
             return [*self._lies(), ["compact"]]
-        if kind < 0.96:
+        if kind < 0.94:
             # Between the two the host may have changed what it offers.
             return [["freeze"], *self._lies(), ["restore", rng.randrange(2)]]
-        if kind < 0.97:
+        if kind < 0.95:
             return [["needs_reset"]]
         which = rng.choice([0, 1, 2, 3])
         steps: list[Step] = [["fault", which, rng.choice([0, 1, 2, 3, 7, 20])], *self._lies(), ["target", 5]]
-        if rng.random() < 0.5:
+        if rng.random() < 0.3:
             steps.append(["fault", which, 4 if which == 2 else 0])
         return steps
 
@@ -99,7 +99,7 @@ class DriverMoves:
         steps: list[Step] = []
         for _ in range(rng.choice([0, 0, 1, 1, 2, 4])):
             kind = rng.choice([HONEST, LENGTH, OFF_BY, SHORT_BITMAP, SOME, SOME, rng.randrange(LIES)])
-            if kind in _BREAKING and rng.random() < 0.7:
+            if kind in _BREAKING and rng.random() < 0.5:
                 kind = OFF_BY
             value = rng.choice([0, 1, 2, 3, 8, 31, 4095, 4096, 8192, 1 << 31, (1 << 32) - 1])
             if kind == OFF_BY:
