@@ -235,12 +235,20 @@ class DeviceWorld:
         if self.violation is not None:
             return
         try:
-            place = self.place(index)
-            each = place is not None and not self.model.acked & EVENT_IDX
-            if place is not None and each and not number(self.ram.read, place.avail, 2) & 1:
-                self._settle(final=False, told=place.used)
-            else:
+            ring = self.model.rings.get(index)
+            if ring is None:
                 self._settle(final=False)
+                return
+            place = ring.place
+            if self.model.acked & EVENT_IDX:
+                event_at = place.avail + 4 + 2 * place.size
+                # It had asked to be told of the very next entry, and as a good driver does so again.
+                asked = number(self.ram.read, event_at, 2) == ring.used
+                self._settle(final=False, told=place.used if asked else -1)
+                self.write(event_at, ring.used.to_bytes(2, "little"))
+            else:
+                asked = not number(self.ram.read, place.avail, 2) & 1
+                self._settle(final=False, told=place.used if asked else -1)
         except Violated:
             return
         action, other, head = self._at_interrupt

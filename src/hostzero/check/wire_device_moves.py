@@ -59,6 +59,8 @@ class Moves:
         self._random = random.Random(seed)
         self._roles: list[str] = []
         self._recent: list[int] = []
+        self._named: list[int] = [0]
+        self._meeting = False
 
     def episode(self) -> tuple[dict[str, Any], list[Step]]:
         """Return how the device is made, and what the guest does to it."""
@@ -136,8 +138,10 @@ class Moves:
         rng = self._random
         kind = rng.random()
         index = rng.randrange(len(self._roles))
-        if kind < 0.62:
+        if kind < 0.58:
             return self._request(0.3, index)
+        if kind < 0.65:
+            return self._batch(index, rng.choice([2, 2, 3]))
         if kind < 0.7:
             return self._raw(index)
         if kind < 0.75:
@@ -167,8 +171,11 @@ class Moves:
     def _batch(self, index: int, count: int) -> list[Step]:
         # Several requests and one notification.
         steps: list[Step] = []
+        index = self._random.choice([0, index])
+        self._meeting = True
         for _ in range(count):
             steps += self._request(0.15, index)[:-1]
+        self._meeting = False
         return [*steps, ["kick", index]]
 
     def _request(self, wrong: float, index: int) -> list[Step]:
@@ -226,7 +233,8 @@ class Moves:
             count = rng.choice([4, 4, 8]) if half == first else 4
             index = rng.choice([0, 0, 1])
             bitmap = [ANSWERS_AT, 1, WRITE] if index == 0 and rng.random() < 0.8 else []
-            length = 4 * count + (rng.choice([-1, 2, 20000]) if rng.random() < 0.15 else 0)
+            broken = rng.random() < (0.35 if index else 0.1)
+            length = 4 * count + (rng.choice([-1, 2, 20000]) if broken else 0)
             steps.append(["run", ARRAYS_AT, half, count])
             steps.append(["chain", index, 0, ARRAYS_AT, length, 0, *bitmap])
             steps.append(["kick", index])
@@ -275,8 +283,12 @@ class Moves:
             if rng.random() < wrong / 4:
                 # In a page that this request or one before it has given away.
                 where = self._page() * PAGE + rng.randrange(PAGE)
+            if self._meeting and rng.random() < 0.4:
+                # In a page that the request before it, of the same notification, has given away.
+                where = rng.choice(self._named) * PAGE + rng.choice([1, PAGE // 2])
             steps.append(["put", where - 1, 16, rng.choice([0, (1 << 128) - 1, rng.getrandbits(128)])])
             fields += [where, max(room, 0), WRITE]
+        self._named = numbers
         return steps, fields
 
     def _break(self, fields: list[int], wrong: float) -> list[int]:

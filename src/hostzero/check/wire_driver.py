@@ -220,7 +220,8 @@ class DriverWorld:
                     for head, order in heads
                 )
                 # On a per-CPU list; only the first page of a ring's block has a reference of its own.
-                free = free or (start % PAGE == 0 and pages[start // PAGE]._refcount == 0)
+                if start in self.device.unreset_rings:
+                    free = free or pages[start // PAGE]._refcount == 0
                 if free:
                     what = "a page is free that a device which did not reset may still write to"
                     self.fail("corruption", what, pfn=pfn)

@@ -71,25 +71,26 @@ class DriverMoves:
             if rng.random() < 0.03:
                 pages = rng.choice([300, 1024, 1 << 31, (1 << 32) - 1])
             return [*self._lies(), ["target", pages]]
-        if kind < 0.68:
+        if kind < 0.66:
             return [["alloc", rng.choice([0, 0, 1, 2, 3, 5, 9]), rng.randrange(2)]]
-        if kind < 0.78:
+        if kind < 0.73:
             return [["free", rng.randrange(24)]]
-        if kind < 0.82:
+        if kind < 0.76:
             return [*self._lies(), ["command", rng.choice([0, 1, 2, 0x80000000, 0x80000001, (1 << 32) - 1])]]
-        if kind < 0.86:
+        if kind < 0.79:
             return [["stats"]]
-        if kind < 0.9:
+        if kind < 0.82:
             return [*self._lies(), ["advance", rng.choice([1, 20, 200, 400])]]
-        if kind < 0.91:
+        if kind < 0.83:
             return [*self._lies(), ["compact"]]
-        if kind < 0.94:
+        if kind < 0.87:
             # Between the two the host may have changed what it offers.
             return [["freeze"], *self._lies(), ["restore", rng.randrange(2)]]
-        if kind < 0.95:
+        if kind < 0.88:
             return [["needs_reset"]]
-        which = rng.choice([0, 1, 2, 3])
-        steps: list[Step] = [["fault", which, rng.choice([0, 1, 2, 3, 7, 20])], *self._lies(), ["target", 5]]
+        which = rng.choice([0, 1, 1, 2, 2, 3])
+        value = {0: 1, 1: 1, 2: rng.randrange(4), 3: rng.randrange(1, 24)}[which]
+        steps: list[Step] = [["fault", which, value], *self._lies(), ["target", rng.choice([0, 5, 9])]]
         if rng.random() < 0.3:
             steps.append(["fault", which, 4 if which == 2 else 0])
         return steps

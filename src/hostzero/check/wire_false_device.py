@@ -64,6 +64,7 @@ class FalseDevice:
         raised: whether it raised OSError in this step.
         short_reads: fields of the configuration space that came back cut off in this step.
         unreset: rings and buffers that it held when a reset was asked for that did not happen.
+        unreset_rings: the first bytes of those rings.
     """
 
     def __init__(self, ram: Ram) -> None:
@@ -83,6 +84,7 @@ class FalseDevice:
         self.raised = False
         self.short_reads = 0
         self.unreset: list[SEGMENT] = []
+        self.unreset_rings: set[int] = set()
         self.calls = 0
         self.refuses_features = False
         self.never_resets = False
@@ -115,9 +117,11 @@ class FalseDevice:
         self._called()
         if status == 0:
             # What it held it does not touch any more: only a device that was not reset may.
-            self.unreset = self.unreset if self.never_resets else []
+            if not self.never_resets:
+                self.unreset, self.unreset_rings = [], set()
             if self.never_resets:
                 self.unreset += [part for ring in self.rings.values() for part in ring.place.parts()]
+                self.unreset_rings |= {ring.place.desc for ring in self.rings.values()}
                 # Reported blocks are not among them: the memory manager takes them back in any case.
                 self.unreset += [part for part in self.given if part[1] < PAGE]
             self.rings = {}
