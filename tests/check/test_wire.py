@@ -38,7 +38,10 @@ def test_a_sound_tree_gives_notes_and_no_recording() -> None:
 def test_a_fault_of_the_device_is_found_shrunk_and_found_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(DeflateQueue, "handle", lambda queue, chain: min(chain.writable_len, 1))
+    deflate = DeflateQueue.handle
+    monkeypatch.setattr(
+        DeflateQueue, "handle", lambda queue, chain: deflate(queue, chain) + min(chain.writable_len, 1)
+    )
     search = WireSearch()
     findings = search.run(Limits(seconds=60.0), 1, quiet)
     recording = findings.recording
