@@ -205,7 +205,7 @@ class DriverWorld:
                 wrong = {"wrong_offset": first, "wrong_value": int(block[first])}
                 self.fail("corruption", what, pfn=pfn, order=order, **wrong)
         self._check_balloon()
-        if self.driver.state is State.FAILED and self.device.rings and not self.device.raised:
+        if self.driver.state is State.FAILED and self.device.rings and not self.leaks:
             self.fail("rot", "a device that failed was not reset")
 
         self._check_unreset()
