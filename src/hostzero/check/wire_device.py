@@ -257,7 +257,11 @@ class DeviceWorld:
             self.device.reset()
             self.model.reset()
         elif action == 2 and other in self.model.rings:
-            self.offer(other, head)
+            ring = self.model.rings[other]
+            published = number(self.ram.read, ring.place.avail + 2, 2)
+            # An entry that the device has not come to is left alone: nobody knows which it would read.
+            if published == self._avail.get(other, 0) and len(ring.waiting) < ring.place.size:
+                self.offer(other, head)
         if action in {2, 3} and other in self.model.rings and self.model.live:
             self.expect(self.model.rings[other])
             self.device.notify(other)
