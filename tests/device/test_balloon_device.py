@@ -12,10 +12,11 @@ import pytest
 
 from hostzero.device import BalloonDevice, DeviceConfig
 from hostzero.errors import DeviceError
-from hostzero.ram import GuestMemory, Ram
+from hostzero.ram import GuestMemory, MemoryRegion, Ram
 from hostzero.units import PAGE_SIZE, Gpa
 from hostzero.virtio.features import Feature, QueueRole, queue_roles
-from hostzero.virtio.ring_layout import RingLayout
+from hostzero.virtio.mock import MockGuest
+from hostzero.virtio.ring_layout import VIRTQ_DESC_F_WRITE, RingLayout
 from hostzero.virtio.transport import Status, Transport
 from tests.device.guest import (
     ALL_FEATURES,
@@ -345,3 +346,27 @@ def test_a_reset_lets_go_of_guest_memory(guest: Guest) -> None:
     guest.device.set_status(0)
     assert all("released" in str(queue.broken) for queue in queues)
     guest.device.set_memory(GuestMemory([]))
+
+
+def test_memory_at_the_end_of_guest_space_is_served(ram: Ram) -> None:
+    """Addresses have 64 bits, one more than the integers of an array."""
+    base = (1 << 64) - ram.size
+    memory = GuestMemory([MemoryRegion(Gpa(base), ram, 0, ram.size)])
+    device = BalloonDevice(memory)
+    device.set_status(STARTING)
+    device.set_driver_features(int(device.config.offered))
+    device.set_status(STARTING | Status.FEATURES_OK)
+    rings = {index: RingLayout.contiguous(memory, 8, Gpa(base + index * PAGE_SIZE)) for index in range(5)}
+    guests = {index: MockGuest(memory, layout) for index, layout in rings.items()}
+    for index, layout in rings.items():
+        device.setup_queue(index, layout, lambda: None)
+    device.set_status(STARTING | Status.FEATURES_OK | Status.DRIVER_OK)
+    page, bitmap = base + 8 * PAGE_SIZE, base + ram.size - 1
+    memory.write(Gpa(page), b"\x01" * PAGE_SIZE)
+    guests[4].offer(guests[4].chain([(page, PAGE_SIZE, VIRTQ_DESC_F_WRITE)]))
+    device.notify(4)
+    assert guests[4].returned() == [(0, PAGE_SIZE)]
+    guests[0].offer(guests[0].chain([(page, 4, 0), (bitmap, 1, VIRTQ_DESC_F_WRITE)]))
+    device.notify(0)
+    assert guests[0].returned() == [(0, 1)]
+    assert memory.read(Gpa(bitmap), 1) == b"\0"

@@ -143,6 +143,16 @@ def test_requests_before_the_one_that_breaks_the_ring_come_back(guest: Guest) ->
     assert guest.device.status() & Status.NEEDS_RESET
 
 
+def test_a_reset_between_a_broken_ring_and_its_notice_leaves_a_clean_status(guest: Guest) -> None:
+    """The interrupt for what came before the break runs a driver that resets: nothing is broken then."""
+    guest.on_interrupt = lambda role: guest.device.set_status(0)
+    guest.put(QueueRole.REPORTING, (), [(0, PAGE_SIZE)])
+    guest.rings[QueueRole.REPORTING].offer(999)
+    guest.kick(QueueRole.REPORTING)
+    assert guest.device.status() == 0
+    assert guest.device.metrics.broken_queues == 1
+
+
 def test_a_driver_that_resets_when_told_that_the_device_needs_it(guest: Guest) -> None:
     """The requests before the one that broke the ring were published by then."""
     guest.device.on_config_change(lambda: guest.device.set_status(0))

@@ -445,3 +445,13 @@ def test_the_wait_hook_sees_the_queue_until_all_is_back(make_guest: MakeGuest) -
     guest.device.set_target(0)
     driver.remove()
     assert guest.mm.false_claims == []
+
+
+def test_nothing_is_freed_before_the_device_was_reset(make_guest: MakeGuest) -> None:
+    """Until then it may write to rings, buffers and pages of the balloon."""
+    guest = make_guest(config=FakeConfig())
+    free = guest.mm.nr_free
+    guest.device.never_resets = True
+    with pytest.raises(DriverError, match="did not reset"):
+        guest.driver.remove()
+    assert guest.mm.nr_free == free

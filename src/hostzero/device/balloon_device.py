@@ -396,6 +396,9 @@ class BalloonDevice:
     # queues go on.
     def _on_broken(self, server: QueueServer, error: RingError) -> None:
         self.metrics.broken_queues += 1
+        if server not in self._queues.values():
+            # What came before it went back first, and the driver answered that by a reset.
+            return
         if self.metrics.broken_queues <= LOG_LINES_MAX:
             _log.warning("the %s queue is given up until a reset: %s", server.role.value, error)
         self._status |= Status.NEEDS_RESET

@@ -9,7 +9,9 @@ knows these bytes as a set and leaves their pages alone.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,8 @@ from numpy.typing import NDArray
 from hostzero.device.pfn_runs import Mask, PfnArray
 from hostzero.units import PAGE_SHIFT
 from hostzero.virtio.ring_layout import RingLayout, Segment, ring_bytes
+
+_INT64_MAX: Final = (1 << 63) - 1
 
 
 class ByteRanges:
@@ -32,8 +36,13 @@ class ByteRanges:
                 joined[-1][1] = max(joined[-1][1], start + length)
             else:
                 joined.append([start, start + length])
-        self._starts: NDArray[np.int64] = np.array([start for start, _ in joined], dtype=np.int64)
-        self._ends: NDArray[np.int64] = np.array([end for _, end in joined], dtype=np.int64)
+        self._first = [start for start, _ in joined]
+        self._behind = [end for _, end in joined]
+        # Guest space has 64 bits and an int64 has 63. No PFN of 32 bits is near the bytes cut off here.
+        self._starts: NDArray[np.int64] = np.array(
+            [min(at, _INT64_MAX) for at in self._first], dtype=np.int64
+        )
+        self._ends: NDArray[np.int64] = np.array([min(at, _INT64_MAX) for at in self._behind], dtype=np.int64)
 
     def __or__(self, other: ByteRanges) -> ByteRanges:
         """Return the union of two sets."""
@@ -41,14 +50,11 @@ class ByteRanges:
 
     def __bool__(self) -> bool:
         """Whether the set holds any byte."""
-        return bool(self._starts.size)
+        return bool(self._first)
 
     def segments(self) -> list[tuple[int, int]]:
         """Return the (first byte, length) ranges in ascending order."""
-        return [
-            (start, end - start)
-            for start, end in zip(self._starts.tolist(), self._ends.tolist(), strict=True)
-        ]
+        return [(start, end - start) for start, end in zip(self._first, self._behind, strict=True)]
 
     def overlaps(self, start: int, length: int) -> bool:
         """Return whether any of `length` bytes from `start` is in the set."""
@@ -56,8 +62,8 @@ class ByteRanges:
             return False
         # The last range that begins before the end is the only one that can reach in furthest,
         # because the ranges are disjoint and sorted.
-        index = int(np.searchsorted(self._starts, start + length, side="left")) - 1
-        return index >= 0 and int(self._ends[index]) > start
+        index = bisect_left(self._first, start + length) - 1
+        return index >= 0 and self._behind[index] > start
 
     def pages_mask(self, pfns: PfnArray) -> Mask:
         """Return for each PFN whether the page holds a byte of the set; shape of `pfns`."""
