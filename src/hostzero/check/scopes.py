@@ -129,6 +129,11 @@ SCOPES: Final[tuple[Scope, ...]] = (
         replace(_BUDDY, max_order=1, hows=(1, 3, 6)),
     ),
     Scope(
+        "deferred frees, large blocks",
+        "a free that takes the zone's lock frees what waited: only large blocks go that way",
+        replace(_BUDDY, pages=32, kinds=(2,), hows=(3, 6)),
+    ),
+    Scope(
         "placement",
         "blocks are chosen by whether they are zero as wanted",
         replace(_BUDDY, zero_aware=True, actors=_ALLOCATOR + _REPORT),
@@ -147,6 +152,11 @@ SCOPES: Final[tuple[Scope, ...]] = (
         "reports and two owners",
         "each step of a report, and two owners of blocks of up to 4 pages",
         replace(_BUDDY, owners=2, max_order=2, actors=_ALLOCATOR + _REPORT),
+    ),
+    Scope(
+        "reported blocks split",
+        "three owners: a reported block is split when all the others are taken",
+        replace(_BUDDY, owners=3, max_order=2, kinds=(15,), hows=(1,), actors=_ALLOCATOR + _REPORT),
     ),
     Scope(
         "32 pages",
