@@ -71,6 +71,11 @@ SCOPES: Final[tuple[Scope, ...]] = (
         "report", "each step of a report, an owner, and a drain", replace(_BUDDY, actors=_ALLOCATOR + _REPORT)
     ),
     Scope(
+        "reported blocks split",
+        "three owners: a reported block is split when all the others are taken",
+        replace(_BUDDY, owners=3, max_order=2, kinds=(15,), hows=(1,), actors=_ALLOCATOR + _REPORT),
+    ),
+    Scope(
         "report and CPUs",
         "each step of a report, and two CPUs that allocate, free, park and drain",
         replace(_TINY, cpus=2, max_order=0, actors=_ALLOCATOR + _REPORT),
@@ -152,11 +157,6 @@ SCOPES: Final[tuple[Scope, ...]] = (
         "reports and two owners",
         "each step of a report, and two owners of blocks of up to 4 pages",
         replace(_BUDDY, owners=2, max_order=2, actors=_ALLOCATOR + _REPORT),
-    ),
-    Scope(
-        "reported blocks split",
-        "three owners: a reported block is split when all the others are taken",
-        replace(_BUDDY, owners=3, max_order=2, kinds=(15,), hows=(1,), actors=_ALLOCATOR + _REPORT),
     ),
     Scope(
         "32 pages",
