@@ -71,6 +71,11 @@ SCOPES: Final[tuple[Scope, ...]] = (
         "report", "each step of a report, an owner, and a drain", replace(_BUDDY, actors=_ALLOCATOR + _REPORT)
     ),
     Scope(
+        "reported blocks split",
+        "three owners: a reported block is split when all the others are taken",
+        replace(_BUDDY, owners=3, max_order=2, kinds=(15,), hows=(1,), actors=_ALLOCATOR + _REPORT),
+    ),
+    Scope(
         "report and CPUs",
         "each step of a report, and two CPUs that allocate, free, park and drain",
         replace(_TINY, cpus=2, max_order=0, actors=_ALLOCATOR + _REPORT),
@@ -127,6 +132,11 @@ SCOPES: Final[tuple[Scope, ...]] = (
         "deferred frees",
         "blocks are freed under the zone's lock and wait",
         replace(_BUDDY, max_order=1, hows=(1, 3, 6)),
+    ),
+    Scope(
+        "deferred frees, large blocks",
+        "a free that takes the zone's lock frees what waited: only large blocks go that way",
+        replace(_BUDDY, pages=32, kinds=(2,), hows=(3, 6)),
     ),
     Scope(
         "placement",
