@@ -30,6 +30,8 @@ from typing import Final, TypeVar
 from hostzero.check.child import Children, Ending
 from hostzero.check.mutants import PACKAGE, ROOT, Mutant, chosen, copied, read_all
 from hostzero.check.outcome import VERDICTS, Outcome, outcome_of
+from hostzero.check.reach import reach
+from hostzero.check.run import SEARCHES
 from hostzero.errors import HostzeroError, UsageError
 
 R = TypeVar("R")
@@ -204,6 +206,10 @@ def in_parallel(
 
 def _search(children: Children, options: MatrixOptions, base: Path, mutant: Mutant | None) -> Outcome:
     arguments = ["check", "--json", "-", "--seconds", f"{options.seconds:g}", "--seed", f"{options.seed}"]
+    for name, registered in SEARCHES.items():
+        # A search that cannot run the changed module would only take the others' time.
+        if mutant is not None and mutant.module in reach(base / PACKAGE, registered.module):
+            arguments += ["--search", name]
     return outcome_of(mutant, run_in_copy(children, options, base, mutant, ["hostzero", *arguments]))
 
 

@@ -134,9 +134,19 @@ if COMPILER_ON:
     @compiled
     def first_dirty_word(mem: Memory, start: int, end: int) -> int:
         """Return the first word of guest memory in `[start, end)` that is not zero, or -1."""
-        for word in range(start, end):
-            if mem.ram[word] != 0:
+        ram = mem.ram
+        word = start
+        # Eight at a time, a cache line: the compiler makes few and wide instructions of it.
+        while word + 8 <= end:
+            any_bit = ram[word] | ram[word + 1] | ram[word + 2] | ram[word + 3]
+            any_bit |= ram[word + 4] | ram[word + 5] | ram[word + 6] | ram[word + 7]
+            if any_bit != 0:
+                break
+            word += 8
+        while word < end:
+            if ram[word] != 0:
                 return word
+            word += 1
         return -1
 
     @compiled
