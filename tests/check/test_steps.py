@@ -149,3 +149,15 @@ def test_an_owner_who_gets_a_dirty_page_as_zero_notices() -> None:
     mem.mem_map[0].flags_f |= PG_zeroed
     scene.shape[scene.ctl[oracle.NOW] * 32] |= oracle.MARK_ZEROED  # as if it had been there all along
     assert act(mem, scene, steps.ALLOC, 5, steps.KIND_ZERO, 0) == oracle.NOT_ZERO
+
+
+def test_a_page_breaks_while_its_block_waits() -> None:
+    guest = new_guest(SETUP)
+    done(guest, (steps.ALLOC, 3, steps.KIND_COMP), (steps.ALLOC, 1, 0))
+    pfn = int(guest[1].own_pfn[0])
+    done(guest, (steps.FREE_BLOCK, 0, steps.NOLOCK_AS_ZERO), (steps.BREAK, pfn + 3))
+    assert marked(guest) == [pfn]
+    done(
+        guest, (steps.FREE_BLOCK, 0, steps.DIRTY), (steps.DRAIN,), (steps.ALLOC, 4, 0), (steps.FREE_BLOCK, 0)
+    )
+    assert marked(guest) == []

@@ -41,6 +41,7 @@ from hostzero.mm.mmzone import (
 )
 from hostzero.mm.page_flags import (
     PAGE_FLAGS_CHECK_AT_PREP,
+    PageHWPoison,
     PG_reported,
     PG_zeroed,
     PGTY_buddy,
@@ -305,6 +306,16 @@ def block_of(mem: Memory, scene: Scene, half: int, pfn: int) -> int:
     return -1
 
 
+@inline
+def has_broken(mem: Memory, pfn: int, order: int) -> bool:
+    """Return whether a page of a block is broken."""
+    if mem.vm[0].num_poisoned_pages != 0:
+        for page in range(pfn, pfn + (1 << order)):
+            if PageHWPoison(mem, page):
+                return True
+    return False
+
+
 @compiled
 def _walk_list(
     mem: Memory, scene: Scene, base: int, head: int, kind: int, order: int, migratetype: int
@@ -509,6 +520,8 @@ def _expected_marks(mem: Memory, scene: Scene, pfn: int, order: int, kind: int) 
     if head >= 0:
         info = scene.shape[past + head]
         if order_of(info) >= order and info & KIND_MASK != BALLOON:
+            if info & KIND_MASK == DEFERRED and has_broken(mem, head, order_of(info)):
+                return 0  # its healthy pages come back one by one, and nothing is known of them
             _count_part(scene, info, order, kind)
             if kind == FREE and info & KIND_MASK == FREE:
                 return info & MARKS

@@ -69,6 +69,7 @@ from hostzero.check.oracle import (
     fail,
     first_dirty_word,
     forget_released,
+    has_broken,
     order_of,
     release,
     walk,
@@ -234,19 +235,10 @@ def _write(mem: Memory, pfn: int, order: int) -> None:
         mem.ram[first + 511] = 0x5A5A
 
 
-@inline
-def _has_broken(mem: Memory, pfn: int, order: int) -> bool:
-    if mem.vm[0].num_poisoned_pages != 0:
-        for page in range(pfn, pfn + (1 << order)):
-            if PageHWPoison(mem, page):
-                return True
-    return False
-
-
 @compiled
 def _give_back(mem: Memory, scene: Scene, pfn: int, order: int, zeroed: bool, exact: int) -> None:
     # As `release`; broken pages stay out, and nothing is known of a block that has one.
-    if not _has_broken(mem, pfn, order):
+    if not has_broken(mem, pfn, order):
         release(scene, pfn, order, zeroed, exact)
         return
     scene.rows[R_BROKEN_INSIDE] += 1
@@ -398,7 +390,7 @@ def _free(mem: Memory, scene: Scene, slot: int, how: int, cpu: int) -> int:
         scene.rows[R_FREE_OTHER] += 1
     if how == NOLOCK or how == NOLOCK_AS_ZERO:
         # A block that waits for the lock waits as it is.
-        known = zeroed and not _has_broken(mem, pfn, order)
+        known = zeroed and not has_broken(mem, pfn, order)
         release(scene, pfn, order, known, MARK_ZEROED if known else 0)
     else:
         _give_back(mem, scene, pfn, order, zeroed, MARK_ZEROED if zeroed else 0)
