@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What one operation may do to what is known: laws between an inventory and the next.
+
+They are about loss. That no claim is false is another matter (`world`); here a claim, or the news
+that the host has been told, must not go where the lifecycle table keeps it. Each law holds only for
+operations of which the guest's own counters say that nothing else was going on: no memory was
+waited for, nothing was isolated, moved or broken, and pages went in one direction only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hostzero.check.host import Host
+from hostzero.check.inventory import BALLOON, DEFERRED, FREE, OWNED, PLACES, POOL, Inventory, found
+from hostzero.mm.mmzone import HPAGE_PMD_ORDER, PAGEBLOCK_NR_PAGES, Memory
+from hostzero.units import PAGE_SHIFT
+
+COUNTERS: Final = (
+    "pgalloc",
+    "pgfree",
+    "allocstall",
+    "alloc_fail",
+    "compact_stall",
+    "pgmigrate_success",
+    "pgmigrate_fail",
+    "zeroed_bytes",
+    "known_zero_bytes",
+    "dropped_hint_bytes",
+    "zeroed_in_vain_bytes",
+    "memcg_charge_fail",
+    "pswpin",
+    "pswpout",
+    "thp_fault_alloc",
+    "fallback_claims",
+    "fallback_steals",
+    "num_poisoned_pages",
+    "nr_bad_pages",
+)
+
+
+class Moment(NamedTuple):
+    """What is known of a guest between two operations.
+
+    Attributes:
+        pages: where each page is.
+        backed: which pages the host holds memory for.
+        counters: `COUNTERS` of the guest.
+        reporting: how many reports were made, and how many failed.
+        blocks: the migrate type of each pageblock.
+    """
+
+    pages: Inventory
+    backed: NDArray[np.bool_]
+    counters: dict[str, int]
+    reporting: tuple[int, int]
+    blocks: NDArray[np.int8]
+
+
+def counters_of(mem: Memory) -> dict[str, int]:
+    """Return the guest's counters."""
+    vm = mem.vm[0]
+    return {name: int(getattr(vm, name)) for name in COUNTERS}
+
+
+def history_of(events: Iterable[tuple[str, Moment]], pfn: int) -> tuple[str, ...]:
+    """Return what became of a page, operation by operation, as far as it changed."""
+    lines: list[str] = []
+    last = ""
+    for step, moment in events:
+        pages = moment.pages
+        marks = [name for name, flag in (("zeroed", pages.zeroed), ("reported", pages.reported)) if flag[pfn]]
+        text = f"{PLACES[int(pages.place[pfn])]}, order {int(pages.order[pfn])}"
+        text += f", {' and '.join(marks)}" if marks else ""
+        if text != last:
+            lines.append(f"{step}: {text}")
+            last = text
+    return tuple(lines)
+
+
+class Laws:
+    """The laws, between two moments."""
+
+    def __init__(self, before: Moment, after: Moment, host: Host, *, isolates: bool) -> None:
+        """Compare; `isolates` says that the operation takes blocks off the lists by design."""
+        self.before, self.after = before, after
+        self.reports, self.granted = host.reports, host.granted
+        self.delta = {name: after.counters[name] - before.counters[name] for name in COUNTERS}
+        delta = self.delta
+        self.reported = after.reporting != before.reporting
+        self.quiet = (
+            not isolates
+            and not any(
+                delta[name]
+                for name in (
+                    "allocstall",
+                    "alloc_fail",
+                    "compact_stall",
+                    "pgmigrate_success",
+                    "pgmigrate_fail",
+                )
+            )
+            and not after.counters["num_poisoned_pages"]
+            and not before.counters["num_poisoned_pages"]
+            and not delta["nr_bad_pages"]
+        )
+
+    def check(self, mem: Memory) -> None:
+        """See that every law that applies was kept.
+
+        Raises:
+            Violated: one was not.
+        """
+        self.claims_do_not_multiply()
+        if not self.quiet:
+            return
+        vm = mem.vm[0]
+        allocated, freed = self.delta["pgalloc"], self.delta["pgfree"]
+        if not self.reported:
+            if not freed or not allocated:
+                self.claims_are_kept()
+            if not freed and vm.page_reporting_enabled:
+                self.news_is_kept()
+            if not freed and not vm.init_on_free and not vm.zero_in_caller:
+                self.known_pages_are_not_zeroed()
+        elif not freed and not allocated and self.after.reporting[1] == self.before.reporting[1]:
+            self.nothing_is_told_twice()
+            self.answers_are_taken(mem)
+
+    def claims_do_not_multiply(self) -> None:
+        """What is claimed, and what was taken to be zero because it was claimed, was claimed or shown."""
+        had = self.claimed(self.before.pages) + self.granted
+        consumed = (self.delta["known_zero_bytes"] + self.delta["dropped_hint_bytes"]) >> PAGE_SHIFT
+        if consumed + self.claimed(self.after.pages) > had:
+            found("corruption", "more pages were taken to be zero than were known to be")
+
+    @staticmethod
+    def claimed(pages: Inventory) -> int:
+        """Return how many pages are claimed to be zero, on free lists and in the balloon."""
+        return int(np.count_nonzero(pages.zeroed & (pages.place >= FREE) & (pages.place <= BALLOON)))
+
+    def claims_are_kept(self) -> None:
+        """A block of pages that nobody had, each of them known to be zero, is known to be zero."""
+        before, after = self.before.pages, self.after.pages
+        known = before.zeroed & (before.place >= FREE) & (before.place <= BALLOON)
+        for pfn in _heads((after.place >= FREE) & (after.place <= DEFERRED) & ~after.zeroed & known, after):
+            order = int(after.order[pfn])
+            if known[pfn : pfn + (1 << order)].all():
+                found(
+                    "lost",
+                    "a block that was known to be zero is not any more, and nobody had it",
+                    pfn,
+                    order=order,
+                )
+
+    def news_is_kept(self) -> None:
+        """What is left of a block that the host knows of is one, too."""
+        before, after = self.before.pages, self.after.pages
+        told = before.reported & (before.place == FREE)
+        for pfn in _heads((after.place == FREE) & ~after.reported & told, after):
+            order = int(after.order[pfn])
+            if before.head[pfn] == before.head[pfn + (1 << order) - 1]:
+                found("lost", "a part of a reported block is not reported any more", pfn, order=order)
+
+    def known_pages_are_not_zeroed(self) -> None:
+        """No more is zeroed than what was taken and was not known to be zero."""
+        before, after = self.before.pages, self.after.pages
+        taken = (before.place != OWNED) & ((after.place == OWNED) | (after.place == BALLOON))
+        taken &= before.place != BALLOON
+        unknown = int(np.count_nonzero(taken & ~before.zeroed))
+        if self.delta["zeroed_bytes"] > unknown << PAGE_SHIFT:
+            known = taken & before.zeroed
+            pfn = int(np.argmax(known)) if known.any() else None
+            found("lost", "a page that was known to be zero was zeroed again", pfn)
+
+    def nothing_is_told_twice(self) -> None:
+        """A block that the host knows of, and that nobody had since, is not reported to it."""
+        before = self.before.pages
+        seen: set[tuple[int, int]] = set()
+        for pfn, order, _ in self.reports:
+            known = before.place[pfn] == FREE and before.reported[pfn] and before.head[pfn] == pfn
+            if (known and int(before.order[pfn]) == order) or (pfn, order) in seen:
+                found("lost", "a block that the host knows of was reported again", pfn, order=order)
+            seen.add((pfn, order))
+
+    def answers_are_taken(self, mem: Memory) -> None:
+        """A block that the host has shown to be zero, and that is back as it was, is known to be zero."""
+        after = self.after.pages
+        for pfn, order, shown in self.reports:
+            back = after.place[pfn] == FREE and after.head[pfn] == pfn and int(after.order[pfn]) == order
+            if back and shown and after.reported[pfn] and not after.zeroed[pfn]:
+                found(
+                    "lost",
+                    "the host showed a block to be zero, and the guest does not know",
+                    pfn,
+                    order=order,
+                )
+
+    def untouched_pages_stay_absent(self, mem: Memory) -> None:
+        """A huge page that was known to be zero, populated and not touched, costs the host nothing."""
+        before, after = self.before.pages, self.after.pages
+        if not self.quiet or self.reported or self.delta["pgfree"]:
+            return
+        taken = (before.place != OWNED) & (before.place != POOL) & (after.place == OWNED) & before.zeroed
+        fresh = taken & ~self.before.backed
+        for start in range(0, len(fresh), PAGEBLOCK_NR_PAGES):
+            block = slice(start, start + (1 << HPAGE_PMD_ORDER))
+            if (
+                not fresh[block].all()
+                or not mem.mem_map[start].mapping
+                or mem.mem_map[start].order != HPAGE_PMD_ORDER
+            ):
+                continue  # not one huge page of a process
+            if self.after.backed[block].any():
+                found("lost", "the host had to back a huge page that was known to be zero", start, order=9)
+
+
+def _heads(mask: NDArray[np.bool_], pages: Inventory) -> list[int]:
+    return np.flatnonzero(mask & (pages.head == np.arange(len(mask)))).tolist()

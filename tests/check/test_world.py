@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The world of the search: each thing that it looks at is planted, and found for what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hostzero.check.host import HALF, LEAVE_RUBBISH, SAY_LESS, SAY_NOTHING
+from hostzero.check.inventory import BALLOON, FREE, OWNED, take_inventory
+from hostzero.check.machine_ops import load_operations, perform
+from hostzero.check.violation import Violated, Violation
+from hostzero.check.world import World
+from hostzero.check.world_setup import plain_setup
+from hostzero.mm.page_flags import PG_reported, PG_zeroed
+
+OPERATIONS = load_operations()
+
+
+def world(*steps: list[Any], **setup: Any) -> World:
+    """Return a world after some steps."""
+    made = World(plain_setup(**setup))
+    for step in steps:
+        perform(made, step)
+    return made
+
+
+def violation_of(made: World, plant: Callable[[World], None]) -> Violation:
+    """Plant something between two steps and return what the next one finds."""
+    with made:
+        plant(made)
+        with pytest.raises(Violated) as caught:
+            perform(made, ["drain"])
+        return caught.value.violation
+
+
+def a_free_page(made: World, *, zeroed: bool) -> int:
+    assert made.before is not None
+    pages = made.before.pages
+    return int(np.flatnonzero((pages.place == FREE) & (pages.zeroed == zeroed))[-1])
+
+
+def head_of(made: World, pfn: int) -> int:
+    assert made.before is not None
+    return int(made.before.pages.head[pfn])
+
+
+def test_a_mark_on_a_dirty_block() -> None:
+    def plant(made: World) -> None:
+        head = head_of(made, a_free_page(made, zeroed=False))
+        made.mem.mem_map[head].flags_f |= PG_zeroed
+
+    found = violation_of(world(), plant)
+    assert (found.kind, found.wrong_offset, found.wrong_value) == ("corruption", 0, 0x5A)
+    assert "is claimed to be zero and is not" in found.what
+    assert found.where.startswith("the free list of order")
+
+
+def test_a_mark_without_a_reason_on_a_block_that_happens_to_be_zero() -> None:
+    def plant(made: World) -> None:
+        head = head_of(made, a_free_page(made, zeroed=False))
+        assert made.before is not None
+        made.bytes_of(head, int(made.before.pages.order[head]))[:] = 0
+        made.mem.mem_map[head].flags_f |= PG_zeroed
+
+    assert (
+        violation_of(world(), plant).what == "a page is claimed to be zero that nobody has shown to be zero"
+    )
+
+
+def test_a_write_to_a_block_that_is_known_to_be_zero() -> None:
+    def plant(made: World) -> None:
+        made.bytes_of(a_free_page(made, zeroed=True), 0)[100] = 7
+
+    found = violation_of(world(["flush", 0]), plant)
+    assert found.kind == "corruption"
+    assert found.wrong_offset is not None
+    assert found.wrong_offset % 4096 == 100
+    assert found.wrong_value == 7
+    assert any(event.startswith("flush 0: a free list") for event in found.history)
+
+
+def test_a_mark_that_is_taken_off_is_a_loss() -> None:
+    def plant(made: World) -> None:
+        made.mem.mem_map[head_of(made, a_free_page(made, zeroed=True))].flags_f &= ~PG_zeroed
+
+    assert violation_of(world(["flush", 0]), plant).kind == "lost"
+
+
+def test_news_that_is_forgotten_is_a_loss() -> None:
+    def plant(made: World) -> None:
+        made.mem.mem_map[head_of(made, a_free_page(made, zeroed=True))].flags_f &= ~PG_reported
+
+    found = violation_of(world(["flush", 0]), plant)
+    assert found.what == "a part of a reported block is not reported any more"
+
+
+def test_a_block_is_told_once() -> None:
+    with world(["flush", 0]) as made:
+        head = head_of(made, a_free_page(made, zeroed=True))
+        made.mem.mem_map[head].flags_f &= ~PG_reported
+        with pytest.raises(Violated, match="was reported again"):
+            perform(made, ["flush", 0])
+
+
+def test_news_that_was_never_told() -> None:
+    def plant(made: World) -> None:
+        made.mem.mem_map[head_of(made, a_free_page(made, zeroed=False))].flags_f |= PG_reported
+
+    found = violation_of(world(), plant)
+    assert (found.kind, "the host was not told" in found.what) == ("rot", True)
+
+
+def test_a_byte_of_a_process() -> None:
+    def plant(made: World) -> None:
+        pfn = int(np.flatnonzero(made.mem.mem_map["mapping"][: made.pages])[0])
+        made.bytes_of(pfn, 0)[5] ^= 1
+
+    found = violation_of(world(["mmap", 0, 2, 1]), plant)
+    assert found.what == "an owner's page does not hold what was written to it"
+    assert (found.wrong_offset, found.wrong_value) == (5, 0x10)
+
+
+@pytest.mark.parametrize(
+    ("plant", "what"),
+    [
+        (lambda made: made.mem.mem_map[made.pages - 1].__setattr__("lru_prev", 3), "links do not match"),
+        (lambda made: made.mem.zone[0].__setattr__("nr_free_pages", 3), "nr_free_pages"),
+        (lambda made: made.mem.vm[0].__setattr__("nr_balloon_pages", 3), "the balloon's count"),
+        (lambda made: made.mem.mem_map[0].__setattr__("flags_f", PG_zeroed), "has reached an owner"),
+        (lambda made: made.mem.pcp[0].__setattr__("count", 9), "a per-CPU count"),
+    ],
+    ids=["links", "free", "balloon", "mark", "parked"],
+)
+def test_what_rots(plant: Callable[[World], None], what: str) -> None:
+    with World(plain_setup()) as made:
+        head = int(np.flatnonzero(made.mem.mem_map["lru_prev"][: made.pages] >= 0)[0])
+        if "links" in what:
+            made.mem.mem_map[head].lru_prev = 3
+        else:
+            plant(made)
+        with pytest.raises(Violated, match=what) as caught:
+            take_inventory(made.mem)
+        assert caught.value.violation.kind == "rot"
+
+
+def test_a_host_that_fails_shows_nothing() -> None:
+    with world(["host_fails", HALF, HALF, HALF], ["flush", 0]) as made:
+        assert made.host.told.any()
+        assert made.before is not None
+        assert np.count_nonzero(made.before.pages.zeroed) == np.count_nonzero(made.host.zero)
+
+
+@pytest.mark.parametrize("lie", [SAY_NOTHING, SAY_LESS, LEAVE_RUBBISH])
+def test_a_host_that_leaves_out_what_it_could_say(lie: int) -> None:
+    with world(["host_lies", lie, lie, lie], ["balloon", 2]) as made:
+        assert made.before is not None
+        inside = made.before.pages.place == BALLOON
+        assert inside.any()
+        known = np.count_nonzero(made.before.pages.zeroed & inside)
+        assert known == (8 if lie == SAY_LESS else 0)
+
+
+def test_a_confidential_guest_is_shown_nothing() -> None:
+    with world(["flush", 0], ["balloon", 2], confidential=True) as made:
+        assert made.host.told.any()
+        assert not made.host.zero.any()
+        assert made.before is not None
+        assert not made.before.pages.zeroed.any()
+
+
+def test_everything_can_be_given_back() -> None:
+    steps: list[list[Any]] = [
+        ["flush", 0],
+        ["mmap", 0, 4, 1],
+        ["kernel_block", 3, 0, 1, 0, 0],
+        ["take_run", 4, 1, 0, 0, 0],
+    ]
+    with world(*steps, ["balloon", 3], ["break_page", 700, 0], ["hibernate"]) as made:
+        made.close()
+        assert made.before is not None
+        assert made.before.pages.place[0] == OWNED
+
+
+@pytest.mark.parametrize("name", sorted(OPERATIONS))
+def test_each_operation_can_be_the_first(name: str) -> None:
+    operation = OPERATIONS[name]
+    with World(plain_setup(mib=4)) as made:
+        perform(made, [name, *operation.most])
+        perform(made, [name, *(0 for _ in operation.most)])
+        made.close()
