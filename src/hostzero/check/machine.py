@@ -1,0 +1,348 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The search `machine`: whatever can happen to a whole machine, in any order, guided by the lifecycle table.
+
+Hypothesis draws the setup and the operations; which rows of the lifecycle table an example has
+exercised is what it is told to have more of. What it draws is written down as steps of integers, and
+from there on it is not needed: a failing sequence is made short and run again without it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import random
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from hostzero.check.machine_ops import Operation, guard, load_operations, perform
+from hostzero.check.recording import Recording
+from hostzero.check.search import Findings, Limits, Progress
+from hostzero.check.shrink import shrink_arguments, shrink_steps
+from hostzero.check.violation import Violated, Violation
+from hostzero.check.world import World
+from hostzero.check.world_setup import CHOICES, plain_setup
+from hostzero.jit import COMPILER_ON
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from hypothesis.stateful import RuleBasedStateMachine
+
+Steps = list[list[Any]]
+
+SHRINK_SECONDS: Final = 20.0
+STEPS: Final = 60 if COMPILER_ON else 100
+STARTS: Final[tuple[tuple[int, Steps], ...]] = (
+    (4, [["host_fails", 0, 1, 0], ["flush", 0]]),
+    (4, [["flush", 0]]),
+    (
+        16,
+        [
+            ["resize_pool", 1, 3],
+            ["mmap_huge", 0, 1, 1, 0, 5],
+            ["populate", 0, 0, 0],
+            ["flush", 0],
+            ["touch", 0, 1, 0],
+        ],
+    ),
+    (4, [["balloon", 3], ["balloon", 1]]),
+    (4, [["balloon", 4], ["host_fails", 3, 0, 0], ["flush", 0], ["balloon", 2]]),
+    (4, []),
+)
+"""What a guest begins with, and the MiB that it needs for it: memory of which only some is known."""
+EXAMPLES: Final = 200 if COMPILER_ON else 30
+"""How many guests a round of Hypothesis boots; the next round draws from another seed."""
+
+KINDS: Final[tuple[dict[str, Any], ...]] = (
+    {"swap_pages": 64, "anon_orders": (2, 4, 8), "cma": True},
+    {"mib": 32, "gigantic": True, "two_nodes": True, "nr_cpus": 2, "thp": "madvise", "features": 1},
+    {"dcache_aliasing": True, "page_poisoning": True, "backing": "memfd"},
+    {"init_on_free": True, "placement": "zero-aware", "features": 6},
+)
+"""Guests that between them use what can be compiled."""
+
+END: Final = "everything is given back"
+
+
+class _Stop(BaseException):
+    """The time is up, or something was found."""
+
+
+class _Run:
+    """One run of the search: how far it is, and what it found."""
+
+    def __init__(self, limits: Limits, progress: Progress) -> None:
+        self.started = self.told = time.perf_counter()
+        self.end = self.started + limits.seconds
+        self.progress = progress
+        self.findings = Findings("machine")
+        self.setup: dict[str, Any] = {}
+        self.steps: Steps = []
+        self.violation: Violation | None = None
+        self.machines = 0
+        self.stopped = False
+
+    def look_at_the_clock(self) -> None:
+        """Say how far it is, and stop when the time is up."""
+        now = time.perf_counter()
+        if now - self.told > 0.2:
+            self.told = now
+            self.progress(self.findings.operations, None, self.findings.rows, f"{self.machines} machines")
+        if now >= self.end:
+            self.stop()
+
+    def stop(self) -> NoReturn:
+        """Leave Hypothesis."""
+        self.stopped = True
+        raise _Stop
+
+
+def run_steps(
+    setup: dict[str, Any], steps: Sequence[Sequence[Any]], *, close: bool
+) -> tuple[Violation | None, int]:
+    """Boot a machine and do some steps; return what is found, if anything, and after how many.
+
+    Raises:
+        UsageError: the setup or a step is none of this search's.
+    """
+    load_operations()
+    done = 0
+    try:
+        with World(setup) as world:
+            for step in steps:
+                done += 1
+                perform(world, step)
+            if close:
+                guard(world, world.close, END)
+    except Violated as violated:
+        return violated.violation, done
+    return None, done
+
+
+class MachineSearch:
+    """Hypothesis over the whole machine."""
+
+    name = "machine"
+    title = "whatever can happen to a whole machine, drawn by Hypothesis"
+
+    def prepare(self) -> None:
+        """Compile what is needed, by doing a little of everything on each kind of guest."""
+        table = load_operations()
+        if not COMPILER_ON:
+            return
+        source = random.Random(0)
+        for other in KINDS:
+            steps: Steps = [["flush", 0]]
+            for _ in range(2):
+                drawn = source.sample(sorted(table.values(), key=lambda op: op.name), len(table))
+                steps += [[op.name, *(source.randint(0, most) for most in op.most)] for op in drawn]
+            with _no_warnings():
+                run_steps(plain_setup(**other), steps, close=True)
+
+    def run(self, limits: Limits, seed: int, progress: Progress) -> Findings:
+        """Search until something is found or the time is up."""
+        run = _Run(limits, progress)
+        with _no_files(), _no_warnings():
+            for number in itertools.count():
+                _round(run, (seed << 16) + number)
+                if run.stopped:
+                    break
+        findings = run.findings
+        findings.seconds = time.perf_counter() - run.started
+        rate = findings.operations / max(findings.seconds, 1e-9)
+        findings.notes.append(f"{run.machines} machines, {rate:.0f} operations a second, each checked")
+        if run.violation is not None:
+            findings.found_after = findings.operations
+            findings.recording, note = shrink(run.setup, run.steps, run.violation)
+            findings.notes.append(note)
+        progress(findings.operations, None, findings.rows, "")
+        return findings
+
+    def replay(self, recording: Recording) -> Violation | None:
+        """Run a recording again; return what is found, or None.
+
+        Raises:
+            UsageError: the recording's setup or steps are none of this search's.
+        """
+        steps = [step for step in recording.steps if step != [END]]
+        return run_steps(recording.setup, steps, close=len(steps) < len(recording.steps))[0]
+
+
+def shrink(setup: dict[str, Any], steps: Steps, violation: Violation) -> tuple[Recording, str]:
+    """Return the shortest recording found that fails in the same way, and what to say of it."""
+    end = time.perf_counter() + SHRINK_SECONDS
+    best: dict[str, Violation] = {"": violation}
+    cut = False
+
+    def fails_with(other: dict[str, Any], candidate: Sequence[list[Any]]) -> bool:
+        nonlocal cut
+        if time.perf_counter() > end:
+            cut = True
+            return False
+        closes = [END] in candidate
+        found, done = run_steps(other, [step for step in candidate if step != [END]], close=closes)
+        same = found is not None and (found.kind, found.what) == (violation.kind, violation.what)
+        same &= done == len(candidate) - closes
+        if same and found is not None:
+            best[""] = found
+        return same
+
+    before = len(steps)
+    short: Steps = list(shrink_steps(steps, lambda candidate: fails_with(setup, candidate)))
+    for name, value in plain_setup().items():
+        simpler = setup | {name: value}
+        if simpler != setup and fails_with(simpler, short):
+            setup = simpler
+    short = shrink_arguments(short, lambda candidate: fails_with(setup, candidate))
+    note = f"shrunk from {before} steps to {len(short)}" + (
+        ", cut short by the time it may take" if cut else ""
+    )
+    # A file knows lists, no tuples.
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in setup.items()}
+    return Recording("machine", plain, tuple(short), best[""]), note
+
+
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    # Hosts that fail are what is searched with: what the product says of them is no news.
+    log = logging.getLogger("hostzero")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+@contextmanager
+def _no_files() -> Iterator[None]:
+    # Hypothesis keeps what it learns of the sources in a directory; this one is gone at the end.
+    from hypothesis import configuration
+
+    with tempfile.TemporaryDirectory(prefix="hostzero-check-") as name:
+        configuration.set_hypothesis_home_dir(Path(name))
+        try:
+            yield
+        finally:
+            configuration.set_hypothesis_home_dir(None)
+
+
+def _round(run: _Run, seed: int) -> None:
+    from hypothesis import HealthCheck, Phase, Verbosity, settings
+    from hypothesis import seed as seeded
+    from hypothesis.errors import Flaky
+    from hypothesis.stateful import run_state_machine_as_test
+
+    machine = seeded(seed)(_state_machine(run, load_operations()))
+    options = settings(
+        max_examples=EXAMPLES,
+        stateful_step_count=STEPS,
+        database=None,
+        deadline=None,
+        derandomize=False,
+        phases=(Phase.generate, Phase.target),
+        report_multiple_bugs=False,
+        print_blob=False,
+        verbosity=Verbosity.quiet,
+        suppress_health_check=list(HealthCheck),
+    )
+    try:
+        run_state_machine_as_test(machine, settings=options)
+    except _Stop:
+        pass
+    except Flaky:
+        # What Hypothesis says of an example that was stopped where another one went on.
+        if not run.stopped:
+            raise
+
+
+def _state_machine(run: _Run, table: dict[str, Operation]) -> type[RuleBasedStateMachine]:
+    """Return a state machine with one rule for each operation of the table."""
+    from hypothesis import strategies as st
+    from hypothesis import target
+    from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+    # Hypothesis' types want one keyword an argument.
+    as_rule: Any = rule
+    as_start: Any = initialize
+
+    def boot(self: Any, start: int, **setup: Any) -> None:
+        run.look_at_the_clock()
+        least, first_steps = STARTS[start]
+        setup["mib"] = max(setup["mib"], 32 if setup["gigantic"] else least)
+        run.setup, run.steps, run.machines = setup, [], run.machines + 1
+        try:
+            self.world = World(setup)
+        except Violated as violated:
+            run.violation = violated.violation
+            run.stop()
+        for step in first_steps:
+            do_step(self, list(step))
+
+    def do_step(self: Any, step: list[Any]) -> None:
+        if len(step) == 1 and run.steps[-1:] == [step]:
+            return  # without arguments, and nothing in between: the same again
+        run.steps.append(step)
+        run.findings.operations += 1
+        _try(run, lambda: perform(self.world, step))
+        run.look_at_the_clock()
+
+    def teardown(self: Any) -> None:
+        world = getattr(self, "world", None)
+        if world is None:
+            return
+        try:
+            if run.violation is None and time.perf_counter() < run.end:
+                run.steps.append([END])
+                _try(run, lambda: guard(world, world.close, END))
+                target(float(len(world.rows)), label="rows of the lifecycle table")
+        finally:
+            run.findings.rows += world.rows
+            world.drop()
+
+    def rule_of(name: str, op: Operation) -> Any:
+        names = [f"a{i}" for i in range(len(op.most))]
+
+        def do(self: Any, **arguments: int) -> None:
+            do_step(self, [op.name, *(arguments[argument] for argument in names)])
+
+        do.__name__ = name
+        drawn: dict[str, Any] = {
+            argument: st.integers(0, most) for argument, most in zip(names, op.most, strict=True)
+        }
+        return precondition(lambda self: self.world is None or op.when(self.world))(as_rule(**drawn)(do))
+
+    # One that is to be drawn more often is there more often.
+    members: dict[str, Any] = {
+        f"{name}_{copy}": rule_of(f"{name}_{copy}", op)
+        for name, op in table.items()
+        for copy in range(op.weight)
+    }
+    choices: dict[str, Any] = {name: st.sampled_from(values) for name, values in CHOICES.items()}
+    if not COMPILER_ON:
+        # A guest's size is what everything costs then; a large one is for gigantic pages.
+        choices["mib"] = st.sampled_from((4, 4, 8, 8))
+    choices["start"] = st.integers(0, len(STARTS) - 1)
+    members |= {
+        "boot": as_start(**choices)(boot),
+        "teardown": teardown,
+        "world": None,
+    }
+    return type("Machine", (RuleBasedStateMachine,), members)
+
+
+def _try(run: _Run, call: Any) -> None:
+    try:
+        call()
+    except Violated as violated:
+        run.violation = violated.violation
+        run.stop()
+
+
+def note_progress(operations: int, states: int | None, rows: Counter[str], note: str = "") -> None:
+    """Say nothing: for callers that do not want to hear."""

@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Operations of hugetlb: pools, mappings of huge pages, files and memfd."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hostzero.check.machine_ops import operation
+from hostzero.check.users import HUGE_PAGES, Area, File
+from hostzero.check.world_setup import GIGANTIC
+from hostzero.errors import OutOfMemory
+from hostzero.mm.mmap import MAP_HUGE_SHIFT, MAP_HUGETLB, MAP_NORESERVE, MAP_SHARED
+from hostzero.mm.mmzone import NO_PAGE
+from hostzero.units import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from hostzero.check.world import World
+
+FLAGS = (0, MAP_NORESERVE, MAP_SHARED, MAP_SHARED | MAP_NORESERVE)
+MOST_FILES = 3
+
+
+@operation(isolates=True, weight=2, user=1, pages=2, flags=len(FLAGS) - 1, gigantic=1, which=5)
+def mmap_huge(world: World, user: int, pages: int, flags: int, gigantic: int, which: int) -> None:
+    """Map huge pages, of a file or of none."""
+    owner, file, offset = world.users[user % 2], None, 0
+    order = GIGANTIC if gigantic % 2 and world.mm.config.gigantic_order else 9
+    count = 1 if order == GIGANTIC else pages % 3 + 1
+    wanted = FLAGS[flags % len(FLAGS)]
+    if which < len(world.files):
+        file, order, offset = world.files[which], 9, which % 2
+        wanted |= MAP_SHARED
+    wanted |= MAP_HUGETLB | (order + 12) << MAP_HUGE_SHIFT
+    with suppress(OutOfMemory):
+        start = owner.process.mmap(
+            count << order << 12,
+            wanted,
+            file=file.file if file else None,
+            offset=offset * HUGE_PAGES * PAGE_SIZE,
+        )
+        first, size = start // PAGE_SIZE, count << order
+        content = np.zeros(size, dtype=np.uint8)
+        if file is not None:
+            content = file.content[offset * HUGE_PAGES : offset * HUGE_PAGES + size]
+        shared = bool(wanted & MAP_SHARED)
+        owner.areas.append(Area(first, first + size, content, 1 << order, file, shared))
+
+
+@operation(isolates=True, count=4, overcommit=4)
+def resize_pool(world: World, count: int, overcommit: int) -> None:
+    """Change how many huge pages there are, and how many more there may be."""
+    world.mm.hugetlb.set_nr_hugepages(count % 5)
+    world.mm.hugetlb.set_nr_overcommit(overcommit % 5)
+
+
+@operation(isolates=True, when=lambda world: bool(world.mm.config.gigantic_order), count=1, overcommit=1)
+def resize_gigantic_pool(world: World, count: int, overcommit: int) -> None:
+    """The same of gigantic pages."""
+    if world.mm.config.gigantic_order:
+        world.mm.hugetlb.set_nr_hugepages(count % 2, GIGANTIC)
+        world.mm.hugetlb.set_nr_overcommit(overcommit % 2, GIGANTIC)
+
+
+@operation(isolates=True, when=lambda world: len(world.files) < MOST_FILES, pages=2)
+def create_file(world: World, pages: int) -> None:
+    """Open a file of huge pages."""
+    if len(world.files) < MOST_FILES:
+        world.files.append(File(world.mm.hugetlb.create_file((pages % 3 + 1) * HUGE_PAGES * PAGE_SIZE)))
+
+
+@operation(isolates=True, when=lambda world: bool(world.files), which=2, what=4, first=3, count=1)
+def use_file(world: World, which: int, what: int, first: int, count: int) -> None:
+    """Fill holes of a file, punch one, pin a page as memfd does, cut it, or close it."""
+    if not world.files:
+        return
+    file = world.files[which % len(world.files)]
+    size, count = file.file.page_size, count % 2 + 1
+    with suppress(OutOfMemory):
+        if what == 0:
+            file.file.fallocate(first * size, count * size)
+        elif what == 1:
+            file.file.punch_hole(first * size, count * size)
+            file.content[first * HUGE_PAGES : (first + count) * HUGE_PAGES] = 0
+        elif what == 2 and first < len(file.file.pages) and file.file.pages[first] == NO_PAGE:
+            file.file.memfd_alloc_folio(first)
+        elif what == 3:
+            file.file.truncate(first * size)
+            file.content[first * HUGE_PAGES :] = 0
+        elif what == 4:
+            file.file.close()
+            world.files.remove(file)

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Operations of the kernel itself: blocks, contiguous ranges, CMA, compaction, what is parked."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hostzero.check.inventory import found
+from hostzero.check.machine_ops import operation
+from hostzero.errors import OutOfMemory
+from hostzero.mm.cachealias import evict, evict_all
+from hostzero.mm.cma import cma_alloc_frozen_compound
+from hostzero.mm.contig import alloc_contig_frozen_pages_user
+from hostzero.mm.gfp import (
+    GFP_COMP,
+    GFP_HIGHUSER_MOVABLE,
+    GFP_KERNEL,
+    GFP_NORETRY,
+    GFP_THISNODE,
+    GFP_ZERO,
+    USER_ADDR_NONE,
+)
+from hostzero.mm.mmzone import NO_PAGE
+from hostzero.mm.page_flags import PG_private
+from hostzero.units import Pfn
+
+if TYPE_CHECKING:
+    from hostzero.check.world import World
+
+WISHES = (0, GFP_ZERO, GFP_COMP, GFP_ZERO | GFP_COMP)
+MOST_KEPT = 12
+KEEP, FREE, NOLOCK, NOLOCK_PCP, ZEROED, PUT_ZEROED, SHARED, PRIVATE = range(8)
+
+
+@operation(weight=3, order=10, movable=1, wish=3, node=1, fate=7)
+def kernel_block(world: World, order: int, movable: int, wish: int, node: int, fate: int) -> None:
+    """A block is taken, written, and freed in one of several ways; some stay."""
+    mm, cpu, flags = world.mm, world.nr_cpus - 1, WISHES[wish % 4]
+    gfp = (GFP_HIGHUSER_MOVABLE if movable % 2 else GFP_KERNEL) | GFP_NORETRY | flags
+    order %= 11
+    try:
+        pfn = mm.alloc_pages(gfp, order, cpu=cpu, node=node % world.nr_nodes)
+    except OutOfMemory:
+        return
+    world.taken(pfn, order, zeroed=bool(flags & GFP_ZERO), fill=0x77)
+    record = world.mem.mem_map[pfn]
+    zone = int(record.zone)
+    if fate in {KEEP, PRIVATE} and len(world.blocks) < MOST_KEPT:
+        world.blocks.append((pfn, order, 0x77))
+        if fate == PRIVATE:
+            world.mem.mem_map["flags_f"][pfn : pfn + (1 << order)] |= PG_private
+            world.private[pfn : pfn + (1 << order)] = True
+    elif fate in {NOLOCK, NOLOCK_PCP}:
+        with mm.zone_lock(zone, cpu=cpu if fate == NOLOCK_PCP else None):
+            mm.free_pages_nolock(pfn, order, cpu=cpu)
+    elif fate in {ZEROED, PUT_ZEROED} and (fate == ZEROED or order == 0 or flags & GFP_COMP):
+        world.bytes_of(pfn, order)[:] = 0
+        world.host.shown(pfn, 1 << order)
+        if fate == PUT_ZEROED:
+            mm.put_page_zeroed(pfn, cpu=cpu)
+        else:
+            record._refcount = 0
+            mm.free_frozen_pages_zeroed(pfn, order, cpu=cpu)
+    elif fate == SHARED and (order == 0 or flags & GFP_COMP):
+        # Somebody else holds a reference, and writes after the first owner has said "zero".
+        world.bytes_of(pfn, order)[:] = 0
+        record._refcount += 1
+        if mm.put_page_zeroed(pfn, cpu=cpu):
+            found("rot", "a folio was freed that somebody holds a reference to", pfn, order=order)
+        world.bytes_of(pfn, order)[:] = 0x78
+        mm.free_pages(pfn, order, cpu=cpu)
+    else:
+        mm.free_pages(pfn, order, cpu=cpu)
+
+
+@operation(when=lambda world: bool(world.blocks), which=MOST_KEPT - 1, zeroed=1)
+def free_kernel_block(world: World, which: int, zeroed: int) -> None:
+    """A block is freed, as zero by an owner who has made it so, or with PG_private still on it."""
+    if not world.blocks:
+        return
+    pfn, order, _ = world.blocks.pop(which % len(world.blocks))
+    pages = slice(pfn, pfn + (1 << order))
+    config = world.mm.config
+    checked = (
+        config.debug_vm or config.page_poisoning or config.want_init_on_alloc or config.want_init_on_free
+    )
+    if checked:
+        # Where pages are checked, an owner that leaves its flag behind loses the page.
+        world.mem.mem_map["flags_f"][pages] &= ~PG_private
+    world.private[pages] = False
+    if zeroed % 2:
+        world.bytes_of(pfn, order)[:] = 0
+        world.host.shown(pfn, 1 << order)
+        world.mem.mem_map[pfn]._refcount = 0
+        world.mm.free_frozen_pages_zeroed(Pfn(pfn), order)
+    else:
+        world.mm.free_pages(Pfn(pfn), order)
+
+
+@operation(isolates=True, weight=2, order=11, wish=3, node=1, only=1, user=1)
+def take_run(world: World, order: int, wish: int, node: int, only: int, user: int) -> None:
+    """A contiguous range is taken, as a folio or page by page."""
+    if len(world.runs) > 3:
+        return
+    order, node, flags = order % 12, node % world.nr_nodes, WISHES[wish % 4]
+    gfp = GFP_KERNEL | flags | (GFP_THISNODE if only % 2 else 0)
+    address = 0x1234_5000 if user % 2 and flags & GFP_COMP else USER_ADDR_NONE
+    pfn = alloc_contig_frozen_pages_user(world.mm, order, gfp, node, address)
+    if pfn == NO_PAGE:
+        return
+    keep_run(world, world.runs, pfn, order, flags)
+    if only % 2 and int(world.mem.zone[int(world.mem.mem_map[pfn].zone)].node) != node:
+        found("rot", "a range is of another node than the only one that was asked for", pfn, order=order)
+
+
+def keep_run(world: World, runs: list[tuple[int, int]], pfn: int, order: int, flags: int) -> None:
+    """Look at a range and write it."""
+    if world.mm.config.dcache_aliasing:
+        evict(world.mem, pfn, 1 << order)  # the kernel sees its own lines first
+    world.taken(pfn, order, zeroed=bool(flags & GFP_ZERO), fill=0x99)
+    runs.append((pfn, order))
+
+
+@operation(isolates=True, when=lambda world: world.mm.cma.count > 0, order=11, zero=1)
+def take_from_cma(world: World, order: int, zero: int) -> None:
+    """A folio is taken out of the CMA area."""
+    if world.mm.cma.count and len(world.cma) < 3:
+        flags = GFP_ZERO if zero % 2 else 0
+        pfn = cma_alloc_frozen_compound(world.mm, order % 12, flags)
+        if pfn != NO_PAGE:
+            keep_run(world, world.cma, pfn, order % 12, flags)
+
+
+@operation(isolates=True, when=lambda world: bool(world.runs or world.cma), count=1)
+def give_runs_back(world: World, count: int) -> None:
+    """Contiguous ranges are freed, the oldest first."""
+    world.give_runs_back(count % 2 + 1)
+
+
+@operation(isolates=True)
+def compact(world: World) -> None:
+    """All memory is compacted."""
+    world.mm.compact_memory()
+
+
+@operation()
+def drain(world: World) -> None:
+    """What is parked on per-CPU lists goes back."""
+    world.mm.drain_all_pages()
+
+
+@operation(when=lambda world: world.mm.config.dcache_aliasing)
+def evict_lines(world: World) -> None:
+    """The cache writes every line back, at the worst time."""
+    if world.mm.config.dcache_aliasing:
+        evict_all(world.mem)

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Operations of processes: mapping, faulting, writing, giving back, swapping out, ending."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hostzero.check.machine_ops import anything_mapped, areas, operation, some_pages, span, tolerate
+from hostzero.check.users import Area
+from hostzero.mm.mempolicy import MPOL_BIND, MPOL_DEFAULT, MPOL_INTERLEAVE, MPOL_PREFERRED
+from hostzero.mm.mmap import (
+    MADV_DONTNEED,
+    MADV_HUGEPAGE,
+    MADV_NOHUGEPAGE,
+    MADV_PAGEOUT,
+    MADV_POPULATE_WRITE,
+    MAP_FIXED,
+)
+from hostzero.units import PAGE_SIZE
+
+if TYPE_CHECKING:
+    from hostzero.check.users import User
+    from hostzero.check.world import World
+
+SIZES = (1, 3, 17, 64, 512, 1100)
+BYTES = (0x11, 0, 7, 0xFF)
+ADVICE = (MADV_PAGEOUT, MADV_PAGEOUT, MADV_HUGEPAGE, MADV_NOHUGEPAGE)
+POLICIES = (MPOL_DEFAULT, MPOL_PREFERRED, MPOL_BIND, MPOL_INTERLEAVE)
+LIMITS = (None, 0, 5, 600)
+
+
+def fill_pages(user: User, area: Area, first: int, end: int, byte: int) -> None:
+    """Have a process write, and note what it wrote."""
+    if tolerate(lambda: user.process.fill(*span(first, end), byte)):
+        area.content[first - area.start : end - area.start] = byte
+
+
+@operation(weight=4, user=1, size=len(SIZES) - 1, then=3)
+def mmap(world: World, user: int, size: int, then: int) -> None:
+    """Map memory, at address 0 too, and perhaps write it or fault it in."""
+    owner, pages = world.users[user % 2], SIZES[size % len(SIZES)]
+    if sum(area.end - area.start for _, area in areas(world)) + pages > world.pages // 2:
+        return
+    fixed = then == 3 and not any(area.start < pages for area in owner.areas)
+    start = owner.process.mmap(pages * PAGE_SIZE, MAP_FIXED if fixed else 0) // PAGE_SIZE
+    area = Area(start, start + pages, np.zeros(pages, dtype=np.uint8))
+    owner.areas.append(area)
+    if then == 1:
+        fill_pages(owner, area, start, start + pages, 0x11)
+    elif then > 1:
+        world.untouched = True
+        tolerate(lambda: owner.process.madvise(*span(start, start + pages), MADV_POPULATE_WRITE))
+
+
+@operation(when=anything_mapped, which=7, at=1023, length=5, byte=len(BYTES) - 1)
+def fill(world: World, which: int, at: int, length: int, byte: int) -> None:
+    """Write pages of a mapping."""
+    if chosen := some_pages(world, which, at, length):
+        fill_pages(*chosen, BYTES[byte % len(BYTES)])
+
+
+@operation(weight=3, when=anything_mapped, which=7, at=1023, length=3)
+def touch(world: World, which: int, at: int, length: int) -> None:
+    """Write one byte to each of some pages, the one that is there or must be: the rest is not covered up."""
+    if not (chosen := some_pages(world, which, at, length)):
+        return
+    user, area, first, end = chosen
+    for page in range(first, min(end, first + 64)):
+        byte = bytes([area.content[page - area.start]])
+        tolerate(functools.partial(user.process.write, page * PAGE_SIZE + 3 * PAGE_SIZE // 4, byte))
+
+
+@operation(weight=2, when=anything_mapped, which=7, at=1023, length=3)
+def read(world: World, which: int, at: int, length: int) -> None:
+    """Read pages of a mapping, which maps the zero page where nothing is, and fetches what is swapped out."""
+    if not (chosen := some_pages(world, which, at, length)):
+        return
+    user, _, first, end = chosen
+    end = min(end, first + 64)
+    for page in range(first, end):
+        tolerate(functools.partial(user.process.read, page * PAGE_SIZE + PAGE_SIZE // 2, 1))
+
+
+@operation(weight=2, when=anything_mapped, which=7, at=1023, length=5)
+def populate(world: World, which: int, at: int, length: int) -> None:
+    """Fault pages in without touching them."""
+    if chosen := some_pages(world, which, at, length):
+        user, _, first, end = chosen
+        world.untouched = True
+        tolerate(lambda: user.process.madvise(*span(first, end), MADV_POPULATE_WRITE))
+
+
+@operation(weight=2, when=anything_mapped, which=7, at=1023, length=5)
+def munmap(world: World, which: int, at: int, length: int) -> None:
+    """Unmap pages."""
+    if chosen := some_pages(world, which, at, length):
+        world.unmap(*chosen)
+
+
+@operation(when=anything_mapped, which=7, at=1023, length=5)
+def dontneed(world: World, which: int, at: int, length: int) -> None:
+    """Drop pages; the mapping reads as zero afterwards."""
+    if not (chosen := some_pages(world, which, at, length)):
+        return
+    user, area, first, end = chosen
+    world.with_room(lambda: user.process.madvise(*span(first, end), MADV_DONTNEED))
+    if not area.shared:
+        user.lost -= set(range(first, end))
+        area.content[first - area.start : end - area.start] = 0
+
+
+@operation(when=anything_mapped, which=7, at=1023, length=5, advice=len(ADVICE) - 1)
+def advise(world: World, which: int, at: int, length: int, advice: int) -> None:
+    """Swap pages out, or permit or forbid huge pages."""
+    if chosen := some_pages(world, which, at, length, huge=False):
+        user, _, first, end = chosen
+        user.process.madvise(*span(first, end), ADVICE[advice % len(ADVICE)])
+
+
+@operation(when=anything_mapped, which=7, at=1023, length=5, mode=3, mask=2)
+def mbind(world: World, which: int, at: int, length: int, mode: int, mask: int) -> None:
+    """Choose the nodes of pages to come."""
+    if chosen := some_pages(world, which, at, length):
+        user, _, first, end = chosen
+        policy = POLICIES[mode % 4]
+        nodes = 0 if policy == MPOL_DEFAULT else mask % 3 + 1 if world.nr_nodes == 2 else 1
+        user.process.mbind(*span(first, end), policy, nodes)
+
+
+@operation(pages=len(LIMITS) - 1)
+def limit(world: World, pages: int) -> None:
+    """Give the second process's cgroup a limit."""
+    more = LIMITS[pages % len(LIMITS)]
+    used = world.mm.memcg.usage_bytes(world.cgroup)
+    world.mm.memcg.set_max(world.cgroup, None if more is None else used + more * PAGE_SIZE)
+
+
+@operation(user=1)
+def exit_and_spawn(world: World, user: int) -> None:
+    """End a process and start another in its place."""
+    old = world.users[user % 2]
+    world.leave(old)
+    cpu, node = world.nr_cpus - 1, user % world.nr_nodes
+    old.process = world.with_room(lambda: world.mm.spawn(cpu=cpu, node=node))
+    if user % 2:
+        old.process.memcg = world.cgroup
