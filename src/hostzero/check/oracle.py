@@ -32,6 +32,7 @@ from hostzero.mm.mmzone import (
     NR_PAGE_ORDERS,
     NR_PCP_LISTS,
     PAGEBLOCK_NR_PAGES,
+    PAGEBLOCK_ORDER,
     WORDS_PER_PAGE,
     Memory,
     free_list,
@@ -230,6 +231,8 @@ ROWS: Final = (
     "broken-inside",
     "deflate",
     "hibernate",
+    "unisolate",
+    "inflate-not",
 )
 R_DRAIN_SET: Final = 0
 R_DRAIN_NOT: Final = 1
@@ -253,6 +256,8 @@ R_PUT_BACK: Final = 18
 R_BROKEN_INSIDE: Final = 19
 R_DEFLATE: Final = 20
 R_HIBERNATE: Final = 21
+R_UNISOLATE: Final = 22
+R_INFLATE_NOT: Final = 23
 
 
 @inline
@@ -545,6 +550,8 @@ def _expected_marks(mem: Memory, scene: Scene, pfn: int, order: int, kind: int) 
             exact = scene.rel_exact[i]
             if scene.rel_pfn[i] != pfn or scene.rel_order[i] != order:
                 exact = MARK_ZEROED if scene.rel_zeroed[i] != 0 else 0
+                if exact != 0 and scene.rel_order[i] > PAGEBLOCK_ORDER:
+                    scene.rows[R_SPLIT_LARGE] += 1
             at = min(scene.rel_pfn[i] + (1 << scene.rel_order[i]), pfn_end)
         parts += 1
     if parts == 1:
@@ -563,6 +570,8 @@ def _count_part(scene: Scene, info: int, order: int, kind: int) -> None:
         return
     if kind == PARKED:
         scene.rows[R_PCP] += 1
+    elif order_of(info) > PAGEBLOCK_ORDER and order == PAGEBLOCK_ORDER:
+        scene.rows[R_SPLIT_LARGE] += 1
     elif order_of(info) > order:
         scene.rows[R_SPLIT] += 1
     elif kind == info & KIND_MASK:

@@ -53,9 +53,11 @@ from hostzero.check.oracle import (
     R_FREE_ZEROED,
     R_HIBERNATE,
     R_INFLATE,
+    R_INFLATE_NOT,
     R_ISOLATE,
     R_PUT_BACK,
     R_TAKE_OFF,
+    R_UNISOLATE,
     SETUP,
     STEPS,
     TOLD_AGAIN,
@@ -574,6 +576,8 @@ def _balloon_ack(mem: Memory, scene: Scene) -> int:
         scene.held[scene.flight[i]] = H_BALLOON
         if zeroed:
             scene.rows[R_INFLATE] += 1
+        else:
+            scene.rows[R_INFLATE_NOT] += 1
         scene.one[0] = scene.flight[i]
         scene.one_zeroed[0] = 1 if zeroed else 0
         balloon_set_zeroed(mem, scene.one, scene.one_zeroed)
@@ -717,6 +721,9 @@ def _isolate(mem: Memory, scene: Scene, block: int, on: bool) -> int:
     else:
         # A free pageblock may be taken off and put back, so that it merges: its hint is lost.
         scene.ctl[LOSSY] = 1
+        info = scene.shape[scene.ctl[NOW] * mem.vm[0].nr_pages + start]
+        if get_pageblock_isolate(mem, start) and info & KIND_MASK == FREE and (info & MARK_ZEROED) != 0:
+            scene.rows[R_UNISOLATE] += 1
         undo_isolate_page_range(mem, start, start + PAGEBLOCK_NR_PAGES)
     return _settle(mem, scene)
 

@@ -9,6 +9,7 @@ checks after each step:
 - a block or page is marked as zero exactly if the device said so in the way that the negotiated
   features make a promise, and what is marked is zero;
 - pages of the guest's users keep every byte, and a page allocated with zeros is zero;
+- the driver accepts just the features that its guest can use;
 - the work for one step is bounded;
 - in the end, whatever happened, `remove` gives every page back and an honest device works.
 """
@@ -32,6 +33,7 @@ from hostzero.check.wire_device_model import (
     VERSION_1,
 )
 from hostzero.check.wire_false_device import FalseDevice
+from hostzero.check.wire_features import wrong_feature
 from hostzero.driver import State, VirtioBalloon
 from hostzero.errors import HostzeroError, MmError, OutOfMemory, UsageError, VmBug
 from hostzero.mm import MemoryManager, MmConfig
@@ -197,6 +199,11 @@ class DriverWorld:
                 what = "a page that the guest believes to be zero is not"
                 wrong: dict[str, Any] = {"wrong_offset": first, "wrong_value": int(block[first])}
                 self.fail("corruption", what, pfn=pfn, order=order, **wrong)
+        if self.device.acked:
+            wrong_choice = wrong_feature(self.device.offered_then, self.device.acked, self.mm.config)
+            if wrong_choice is not None:
+                kind, what = wrong_choice
+                self.fail(kind, what, f"{self.device.acked:#x} of {self.device.offered_then:#x}")
         for pfn, order, stamp in self.users:
             block = self.bytes[pfn * PAGE : (pfn + (1 << order)) * PAGE]
             if (block != stamp).any():

@@ -72,6 +72,7 @@ class FalseDevice:
         self.buffer = ram.buffer
         self.space = Space(((0, ram.size),))
         self.offered = 0
+        self.offered_then = 0  # when the driver last asked
         self.sizes = [128, 128, 128, 64, 32]
         self.num_pages = 0
         self.cmd_id = 0
@@ -100,6 +101,7 @@ class FalseDevice:
     def device_features(self) -> int:
         """Return the bits that are offered."""
         self._called()
+        self.offered_then = self.offered
         return self.offered
 
     def set_driver_features(self, features: int) -> None:
