@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hostzero.check import allocator, allocator_loop, oracle, steps
+from hostzero.check import allocator, allocator_loop, layout, step_codes, steps
 from hostzero.check.allocator import AllocatorSearch, draw_setup, draw_weights, history_of, replay_steps
 from hostzero.check.allocator_loop import COUNT
 from hostzero.check.recording import Recording
@@ -30,7 +30,7 @@ def test_nothing_is_found_where_nothing_is_wrong() -> None:
     assert findings.recording is None
     assert findings.operations > 100
     assert sum(findings.rows.values()) > 10
-    assert set(findings.rows) <= set(oracle.ROWS)
+    assert set(findings.rows) <= set(layout.ROWS)
 
 
 def test_setups_and_weights_come_from_the_seed() -> None:
@@ -41,14 +41,14 @@ def test_setups_and_weights_come_from_the_seed() -> None:
     for n in range(50):
         draw_setup(random.Random(n), None).validate()
         weights = draw_weights(random.Random(n))
-        assert weights[steps.ALLOC] > 0
-        assert weights[steps.FREE_BLOCK] > 0
+        assert weights[step_codes.ALLOC] > 0
+        assert weights[step_codes.FREE_BLOCK] > 0
 
 
 def first_dirty_free(log: Any, count: int) -> int | None:
     """Return how many steps it takes until a block is freed dirty, or None."""
     for at in range(0, 4 * count, 4):
-        if log[at] == steps.FREE_BLOCK and log[at + 2] == steps.DIRTY:
+        if log[at] == step_codes.FREE_BLOCK and log[at + 2] == step_codes.DIRTY:
             return at // 4 + 1
     return None
 
@@ -64,13 +64,13 @@ def picky(monkeypatch: pytest.MonkeyPatch) -> None:
         if end is None:
             return code
         loop[COUNT] = end
-        return int(oracle.fail(scene, oracle.NOT_ZERO, 0, 0, -1))
+        return int(layout.fail(scene, layout.NOT_ZERO, 0, 0, -1))
 
     def run_log(mem: Any, scene: Any, log: Any, loop: Any, count: int, deep: bool) -> int:
         for at in range(count):
             code = int(steps.act(mem, scene, *(int(value) for value in log[4 * at : 4 * at + 4])))
-            if code == oracle.DONE and first_dirty_free(log[4 * at : 4 * at + 4], 1):
-                return int(oracle.fail(scene, oracle.NOT_ZERO, 0, 0, -1))
+            if code == layout.DONE and first_dirty_free(log[4 * at : 4 * at + 4], 1):
+                return int(layout.fail(scene, layout.NOT_ZERO, 0, 0, -1))
         return int(real_log(mem, scene, log, loop, 0, deep))
 
     monkeypatch.setattr(allocator, "run_steps", run_steps)

@@ -7,20 +7,11 @@ from collections.abc import Callable
 
 import pytest
 
-from hostzero.check import oracle
-from hostzero.check.oracle import DONE, Scene
+from hostzero.check import layout, list_walk, oracle
+from hostzero.check.layout import DONE, Scene
 from hostzero.check.small_guest import Setup, new_guest
-from hostzero.check.steps import (
-    ALLOC,
-    AS_ZERO,
-    CLEAN,
-    DIRTY,
-    DRAIN,
-    FREE_BLOCK,
-    H_OWNER,
-    KIND_COMP,
-    act,
-)
+from hostzero.check.step_codes import ALLOC, AS_ZERO, CLEAN, DIRTY, DRAIN, FREE_BLOCK, H_OWNER, KIND_COMP
+from hostzero.check.steps import act
 from hostzero.mm.list import list_add, list_del, list_first
 from hostzero.mm.mmzone import Memory, free_list
 from hostzero.mm.page_flags import PG_dirty, PG_reported, PG_zeroed
@@ -37,7 +28,7 @@ def guest() -> Guest:
 def settle(guest: Guest) -> int:
     """Walk and hold the changes against the law, as after a step that put nothing back."""
     mem, scene = guest
-    code = int(oracle.walk(mem, scene))
+    code = int(list_walk.walk(mem, scene))
     return code if code != DONE else int(oracle.check_changed(mem, scene))
 
 
@@ -48,7 +39,7 @@ def first(guest: Guest, order: int) -> int:
 
 def test_nothing_done_nothing_found(guest: Guest) -> None:
     assert settle(guest) == DONE
-    assert guest[1].ctl[oracle.NR_CHANGED] == 0
+    assert guest[1].ctl[layout.NR_CHANGED] == 0
     assert oracle.check_all(*guest) == DONE
 
 
@@ -89,22 +80,22 @@ def damage(name: str) -> Callable[[Guest], None]:
 @pytest.mark.parametrize(
     ("name", "code"),
     [
-        ("invented", oracle.INVENTED),
-        ("false", oracle.FALSE_ZERO),
-        ("told", oracle.FALSELY_TOLD),
-        ("flags", oracle.DIRTY_RECORD),
-        ("count", oracle.BAD_COUNT),
-        ("owned", oracle.OWNED),
-        ("nobody's", oracle.NOBODYS),
-        ("links", oracle.BAD_LINKS),
-        ("order", oracle.BAD_BLOCK),
-        ("list", oracle.WRONG_TYPE),
+        ("invented", layout.INVENTED),
+        ("false", layout.FALSE_ZERO),
+        ("told", layout.FALSELY_TOLD),
+        ("flags", layout.DIRTY_RECORD),
+        ("count", layout.BAD_COUNT),
+        ("owned", layout.OWNED),
+        ("nobody's", layout.NOBODYS),
+        ("links", layout.BAD_LINKS),
+        ("order", layout.BAD_BLOCK),
+        ("list", layout.WRONG_TYPE),
     ],
 )
 def test_damage_is_noticed_and_named(guest: Guest, name: str, code: int) -> None:
     damage(name)(guest)
     assert settle(guest) == code
-    assert int(guest[1].problem[oracle.CODE]) == code
+    assert int(guest[1].problem[layout.CODE]) == code
 
 
 def zeroed_halves(guest: Guest) -> None:
@@ -120,14 +111,14 @@ def test_a_forgotten_mark_is_lost(guest: Guest) -> None:
     zeroed_halves(guest)
     mem, _ = guest
     mem.mem_map[first(guest, 3)].flags_f &= ~PG_zeroed
-    assert settle(guest) == oracle.FORGOTTEN
+    assert settle(guest) == layout.FORGOTTEN
 
 
 def test_a_mark_may_be_lost_in_a_step_of_several_parts(guest: Guest) -> None:
     zeroed_halves(guest)
     mem, scene = guest
     mem.mem_map[first(guest, 3)].flags_f &= ~PG_zeroed
-    scene.ctl[oracle.LOSSY] = 1
+    scene.ctl[layout.LOSSY] = 1
     assert settle(guest) == DONE
 
 
@@ -135,12 +126,12 @@ def test_a_block_of_a_zero_and_another_half_is_not_zero(guest: Guest) -> None:
     zeroed_halves(guest)
     mem, scene = guest
     assert act(mem, scene, FREE_BLOCK, 0, DIRTY, 0) == DONE
-    assert int(scene.rows[oracle.R_MERGE_ONE]) == 0  # parked
+    assert int(scene.rows[layout.R_MERGE_ONE]) == 0  # parked
     assert act(mem, scene, DRAIN, 0, 0, 0) == DONE
-    assert int(scene.rows[oracle.R_MERGE_ONE]) == 1
+    assert int(scene.rows[layout.R_MERGE_ONE]) == 1
     mem.ram[:] = 0
     mem.mem_map[first(guest, 4)].flags_f |= PG_zeroed
-    assert settle(guest) == oracle.INVENTED
+    assert settle(guest) == layout.INVENTED
 
 
 def test_a_block_of_two_zero_halves_is_zero(guest: Guest) -> None:
@@ -148,7 +139,7 @@ def test_a_block_of_two_zero_halves_is_zero(guest: Guest) -> None:
     mem, scene = guest
     assert act(mem, scene, FREE_BLOCK, 0, AS_ZERO, 0) == DONE
     assert act(mem, scene, DRAIN, 0, 0, 0) == DONE
-    assert int(scene.rows[oracle.R_MERGE_BOTH]) == 1
+    assert int(scene.rows[layout.R_MERGE_BOTH]) == 1
     assert int(mem.mem_map[first(guest, 4)].flags_f) & PG_zeroed
 
 
@@ -157,7 +148,7 @@ def test_a_page_that_nobody_has_is_missing(guest: Guest) -> None:
     assert act(mem, scene, ALLOC, 0, 0, 0) == DONE
     assert oracle.check_all(mem, scene) == DONE
     scene.held[int(scene.own_pfn[0])] = 0
-    assert oracle.check_all(mem, scene) == oracle.MISSING
+    assert oracle.check_all(mem, scene) == layout.MISSING
 
 
 def test_bytes_under_an_old_claim_are_looked_at_too(guest: Guest) -> None:
@@ -165,8 +156,8 @@ def test_bytes_under_an_old_claim_are_looked_at_too(guest: Guest) -> None:
     mem, scene = guest
     mem.ram[first(guest, 3) * 512 + 511] = 1
     assert settle(guest) == DONE  # nothing changed on the lists
-    assert oracle.check_all(mem, scene) == oracle.FALSE_ZERO
-    assert int(scene.problem[oracle.WORD]) % 512 == 511
+    assert oracle.check_all(mem, scene) == layout.FALSE_ZERO
+    assert int(scene.problem[layout.WORD]) % 512 == 511
 
 
 def test_unmerged_buddies_are_noticed(guest: Guest) -> None:
@@ -183,4 +174,4 @@ def test_unmerged_buddies_are_noticed(guest: Guest) -> None:
     mem.zone[0].nr_free[4] = 0
     mem.zone[0].nr_free[3] = 2
     assert settle(guest) == DONE
-    assert oracle.check_all(mem, scene) == oracle.UNMERGED
+    assert oracle.check_all(mem, scene) == layout.UNMERGED

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from hostzero.check.guest_state import EVENTS, Picture, arrange, load, save
-from hostzero.check.oracle import DONE, NOT_NOW, NR_OWNED, Scene
+from hostzero.check.layout import DONE, NOT_NOW, NR_OWNED, Scene
 from hostzero.check.scene_state import normal_form, state_words
 from hostzero.check.small_guest import Setup, actions, new_guest
-from hostzero.check.steps import FREE_BLOCK, act
+from hostzero.check.step_codes import FREE_BLOCK
+from hostzero.check.steps import act
 from hostzero.mm.mmzone import VM_DTYPE, Memory
 
 SETUPS = (

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from hostzero.check import oracle, steps
+from hostzero.check import layout, list_walk, oracle, step_codes, steps
 from hostzero.check.small_guest import (
     WHAT,
     Setup,
@@ -49,7 +49,10 @@ def test_a_setup_that_cannot_be_made_is_refused(field: str, value: object) -> No
 def test_every_action_survives_json() -> None:
     rows = actions(SMALL).tolist()
     assert len({tuple(row) for row in rows}) == len(rows)
-    assert {row[0] for row in rows} == set(range(steps.NR_OPS)) - {steps.ISOLATE, steps.UNISOLATE}
+    assert {row[0] for row in rows} == set(range(step_codes.NR_OPS)) - {
+        step_codes.ISOLATE,
+        step_codes.UNISOLATE,
+    }
     for row in rows:
         assert action_of(step_of(*row), SMALL) == tuple(row)
 
@@ -65,7 +68,7 @@ def test_a_step_that_there_is_not_is_refused(step: list[object]) -> None:
 def test_every_code_has_words() -> None:
     codes = {
         value
-        for name, value in vars(oracle).items()
+        for name, value in vars(layout).items()
         if name.isupper()
         and isinstance(value, int)
         and 100 <= value < 200
@@ -77,7 +80,7 @@ def test_every_code_has_words() -> None:
 def test_a_violation_says_which_byte() -> None:
     mem, scene = new_guest(SMALL)
     mem.mem_map[0].flags_f |= 1 << 14
-    assert oracle.walk(mem, scene) == oracle.DONE
+    assert list_walk.walk(mem, scene) == layout.DONE
     code = int(oracle.check_changed(mem, scene))
     found = violation(mem, scene, code)
     assert (found.kind, found.pfn, found.order) == ("corruption", 0, 4)
@@ -89,9 +92,9 @@ def test_a_violation_says_which_byte() -> None:
 def test_the_state_of_a_page_in_words() -> None:
     mem, scene = new_guest(SMALL)
     assert state_of(mem, scene, 5) == "free list of order 4, Movable, in the block 0x0, order 4, no mark"
-    assert steps.act(mem, scene, steps.ALLOC, 0, 0, 0) == oracle.DONE
+    assert steps.act(mem, scene, step_codes.ALLOC, 0, 0, 0) == layout.DONE
     assert state_of(mem, scene, int(scene.own_pfn[0])) == "owned"
-    assert steps.act(mem, scene, steps.FREE_BLOCK, 0, steps.AS_ZERO, 1) == oracle.DONE
+    assert steps.act(mem, scene, step_codes.FREE_BLOCK, 0, step_codes.AS_ZERO, 1) == layout.DONE
     assert "CPU 1's list" in state_of(mem, scene, int(scene.own_pfn[0]))
     assert "known zero" in state_of(mem, scene, int(scene.own_pfn[0]))
 

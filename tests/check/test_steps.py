@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from hostzero.check import oracle, steps
-from hostzero.check.oracle import DONE, NOT_NOW, Scene
+from hostzero.check import layout, oracle, step_codes
+from hostzero.check.layout import DONE, NOT_NOW, Scene
 from hostzero.check.small_guest import Setup, new_guest
 from hostzero.check.steps import act
 from hostzero.mm.mmzone import Memory
@@ -34,62 +34,62 @@ def marked(guest: Guest) -> list[int]:
 
 
 REPORT = (
-    (steps.ALLOC, 2, 0),  # a zone does not give its last block away
-    (steps.REPORT_FILL, 4, 1),
-    (steps.REPORT_SEND,),
-    (steps.REPORT_ANSWER, 0, steps.ZEROES),
+    (step_codes.ALLOC, 2, 0),  # a zone does not give its last block away
+    (step_codes.REPORT_FILL, 4, 1),
+    (step_codes.REPORT_SEND,),
+    (step_codes.REPORT_ANSWER, 0, step_codes.ZEROES),
 )
 
 
 def test_a_report_marks_what_the_device_zeroed() -> None:
     guest = new_guest(SETUP)
-    done(guest, *REPORT, (steps.REPORT_DRAIN, 1))
+    done(guest, *REPORT, (step_codes.REPORT_DRAIN, 1))
     assert marked(guest) == [16]
     assert not guest[0].ram[16 * 512 :].any()
 
 
 def test_a_failed_report_marks_nothing() -> None:
     guest = new_guest(SETUP)
-    done(guest, *REPORT, (steps.REPORT_DRAIN, 0))
+    done(guest, *REPORT, (step_codes.REPORT_DRAIN, 0))
     assert marked(guest) == []
 
 
 def test_nobody_is_believed_without_the_bit() -> None:
     guest = new_guest(replace(SETUP, trust=False))
-    done(guest, *REPORT, (steps.REPORT_DRAIN, 1))
+    done(guest, *REPORT, (step_codes.REPORT_DRAIN, 1))
     assert marked(guest) == []
-    done(guest, (steps.TRUST, 1))
-    assert act(*guest, steps.TRUST, 1, 0, 0) == NOT_NOW
+    done(guest, (step_codes.TRUST, 1))
+    assert act(*guest, step_codes.TRUST, 1, 0, 0) == NOT_NOW
 
 
 def test_a_balloon_page_is_marked_and_freed_as_zero() -> None:
     guest = new_guest(SETUP)
     done(
         guest,
-        (steps.BALLOON_TAKE,),
-        (steps.BALLOON_TAKE, 0, 0, 1),
-        (steps.BALLOON_ANSWER, 0, steps.ZEROES),
-        (steps.BALLOON_ANSWER, 1, steps.PARTLY),
-        (steps.BALLOON_ACK,),
+        (step_codes.BALLOON_TAKE,),
+        (step_codes.BALLOON_TAKE, 0, 0, 1),
+        (step_codes.BALLOON_ANSWER, 0, step_codes.ZEROES),
+        (step_codes.BALLOON_ANSWER, 1, step_codes.PARTLY),
+        (step_codes.BALLOON_ACK,),
     )
     assert len(marked(guest)) == 1
-    done(guest, (steps.BALLOON_LEAVE,), (steps.BALLOON_LEAVE,), (steps.BALLOON_FREE,))
+    done(guest, (step_codes.BALLOON_LEAVE,), (step_codes.BALLOON_LEAVE,), (step_codes.BALLOON_FREE,))
     assert len(marked(guest)) == 1
     assert int(guest[0].vm[0].nr_balloon_pages) == 0
 
 
-@pytest.mark.parametrize("how", range(steps.NR_HOWS))
+@pytest.mark.parametrize("how", range(step_codes.NR_HOWS))
 @pytest.mark.parametrize("kind", [0, 4, 5, 15])
 @pytest.mark.parametrize("order", [0, 2])
 def test_every_way_of_freeing(how: int, kind: int, order: int) -> None:
     guest = new_guest(SETUP)
-    done(guest, (steps.ALLOC, order, kind, 0))
-    shared = how in {steps.PUT_AS_ZERO, steps.SHARED}
-    if shared and order and not kind & steps.KIND_COMP:
-        assert act(*guest, steps.FREE_BLOCK, 0, how, 1) == NOT_NOW
+    done(guest, (step_codes.ALLOC, order, kind, 0))
+    shared = how in {step_codes.PUT_AS_ZERO, step_codes.SHARED}
+    if shared and order and not kind & step_codes.KIND_COMP:
+        assert act(*guest, step_codes.FREE_BLOCK, 0, how, 1) == NOT_NOW
         return
-    done(guest, (steps.FREE_BLOCK, 0, how, 1))
-    cleared = how in {steps.AS_ZERO, steps.PUT_AS_ZERO, steps.NOLOCK_AS_ZERO}
+    done(guest, (step_codes.FREE_BLOCK, 0, how, 1))
+    cleared = how in {step_codes.AS_ZERO, step_codes.PUT_AS_ZERO, step_codes.NOLOCK_AS_ZERO}
     assert bool(marked(guest)) == cleared
 
 
@@ -98,47 +98,47 @@ def test_every_way_of_freeing(how: int, kind: int, order: int) -> None:
 )
 def test_every_way_to_boot(flags: dict[str, Any]) -> None:
     guest = new_guest(replace(SETUP, **flags))
-    for how in range(steps.NR_HOWS):
-        done(guest, (steps.ALLOC, 2, 7, 0), (steps.FREE_BLOCK, 0, how, 0), (steps.DRAIN,))
-    done(guest, (steps.HIBERNATE,))
+    for how in range(step_codes.NR_HOWS):
+        done(guest, (step_codes.ALLOC, 2, 7, 0), (step_codes.FREE_BLOCK, 0, how, 0), (step_codes.DRAIN,))
+    done(guest, (step_codes.HIBERNATE,))
     assert marked(guest) == []
 
 
 def test_a_page_breaks_while_it_is_free_and_is_mended() -> None:
     guest = new_guest(SETUP)
-    done(guest, *REPORT, (steps.REPORT_DRAIN, 1), (steps.BREAK, 21), (steps.BREAK_HANDLE,))
+    done(guest, *REPORT, (step_codes.REPORT_DRAIN, 1), (step_codes.BREAK, 21), (step_codes.BREAK_HANDLE,))
     assert marked(guest) == []
-    assert guest[1].held[21] == steps.H_BROKEN
-    done(guest, (steps.BREAK_MEND, 21), (steps.ALLOC, 4, 0))
+    assert guest[1].held[21] == step_codes.H_BROKEN
+    done(guest, (step_codes.BREAK_MEND, 21), (step_codes.ALLOC, 4, 0))
 
 
 def test_a_page_breaks_while_it_is_reported() -> None:
     guest = new_guest(SETUP)
-    done(guest, *REPORT, (steps.BREAK, 21), (steps.REPORT_DRAIN, 1), (steps.BREAK_HANDLE,))
+    done(guest, *REPORT, (step_codes.BREAK, 21), (step_codes.REPORT_DRAIN, 1), (step_codes.BREAK_HANDLE,))
     assert marked(guest) == []
-    assert int(guest[1].rows[oracle.R_BROKEN_INSIDE]) == 1
+    assert int(guest[1].rows[layout.R_BROKEN_INSIDE]) == 1
 
 
 def test_a_page_breaks_in_its_owners_hands() -> None:
     guest = new_guest(SETUP)
-    done(guest, (steps.ALLOC, 1, 0), (steps.BREAK, int(guest[1].own_pfn[0]) or 1))
-    done(guest, (steps.BREAK_HANDLE,))
+    done(guest, (step_codes.ALLOC, 1, 0), (step_codes.BREAK, int(guest[1].own_pfn[0]) or 1))
+    done(guest, (step_codes.BREAK_HANDLE,))
 
 
 def test_what_is_not_possible_changes_nothing() -> None:
     guest = new_guest(SETUP)
     before = [array.copy() for array in guest[1]]
-    for op in range(steps.NR_OPS):
+    for op in range(step_codes.NR_OPS):
         if op in {
-            steps.ALLOC,
-            steps.DRAIN,
-            steps.REPORT_FILL,
-            steps.BALLOON_TAKE,
-            steps.BREAK,
-            steps.HIBERNATE,
+            step_codes.ALLOC,
+            step_codes.DRAIN,
+            step_codes.REPORT_FILL,
+            step_codes.BALLOON_TAKE,
+            step_codes.BREAK,
+            step_codes.HIBERNATE,
         }:
             continue
-        assert act(*guest, op, 1, 1, 0) == NOT_NOW, steps.NAMES[op]
+        assert act(*guest, op, 1, 1, 0) == NOT_NOW, step_codes.NAMES[op]
     for name, array, now in zip(Scene._fields, before, guest[1], strict=True):
         assert (array == now).all(), name
 
@@ -147,17 +147,21 @@ def test_an_owner_who_gets_a_dirty_page_as_zero_notices() -> None:
     guest = new_guest(SETUP)
     mem, scene = guest
     mem.mem_map[0].flags_f |= PG_zeroed
-    scene.shape[scene.ctl[oracle.NOW] * 32] |= oracle.MARK_ZEROED  # as if it had been there all along
-    assert act(mem, scene, steps.ALLOC, 5, steps.KIND_ZERO, 0) == oracle.NOT_ZERO
+    scene.shape[scene.ctl[layout.NOW] * 32] |= layout.MARK_ZEROED  # as if it had been there all along
+    assert act(mem, scene, step_codes.ALLOC, 5, step_codes.KIND_ZERO, 0) == layout.NOT_ZERO
 
 
 def test_a_page_breaks_while_its_block_waits() -> None:
     guest = new_guest(SETUP)
-    done(guest, (steps.ALLOC, 3, steps.KIND_COMP), (steps.ALLOC, 1, 0))
+    done(guest, (step_codes.ALLOC, 3, step_codes.KIND_COMP), (step_codes.ALLOC, 1, 0))
     pfn = int(guest[1].own_pfn[0])
-    done(guest, (steps.FREE_BLOCK, 0, steps.NOLOCK_AS_ZERO), (steps.BREAK, pfn + 3))
+    done(guest, (step_codes.FREE_BLOCK, 0, step_codes.NOLOCK_AS_ZERO), (step_codes.BREAK, pfn + 3))
     assert marked(guest) == [pfn]
     done(
-        guest, (steps.FREE_BLOCK, 0, steps.DIRTY), (steps.DRAIN,), (steps.ALLOC, 4, 0), (steps.FREE_BLOCK, 0)
+        guest,
+        (step_codes.FREE_BLOCK, 0, step_codes.DIRTY),
+        (step_codes.DRAIN,),
+        (step_codes.ALLOC, 4, 0),
+        (step_codes.FREE_BLOCK, 0),
     )
     assert marked(guest) == []

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hostzero.check import explore
-from hostzero.check.oracle import NOT_NOW
+from hostzero.check.layout import NOT_NOW
 from hostzero.check.recording import Step
 from hostzero.check.violation import Violation
 from hostzero.errors import VmBug

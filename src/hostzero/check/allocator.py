@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from hostzero.check import oracle, steps
+from hostzero.check import layout, step_codes
 from hostzero.check.allocator_loop import (
     COUNT,
     CPUS,
@@ -28,7 +28,7 @@ from hostzero.check.allocator_loop import (
     run_log,
     run_steps,
 )
-from hostzero.check.oracle import DONE, ROWS, STATE
+from hostzero.check.layout import DONE, ROWS, STATE
 from hostzero.check.recording import Recording, Step
 from hostzero.check.search import Findings, Limits, Progress
 from hostzero.check.shrink import shrink_arguments, shrink_steps
@@ -46,23 +46,26 @@ _DEEP_EVERY: Final = 64 if COMPILER_ON else 200
 _PAGES: Final = (16, 32, 64, 128, 256, 512, 1024, 2048) if COMPILER_ON else (16, 16, 32, 64, 1024)
 _SHRINKING: Final = 20.0 if COMPILER_ON else 6.0  # seconds
 _GROUPS: Final = (
-    ((steps.ALLOC, steps.FREE_BLOCK), (2, 3, 6)),
-    ((steps.DRAIN,), (0, 1, 3)),
-    ((steps.REPORT_FILL, steps.REPORT_SEND, steps.REPORT_ANSWER, steps.REPORT_DRAIN), (0, 2, 4, 8)),
-    ((steps.TRUST,), (0, 1)),
+    ((step_codes.ALLOC, step_codes.FREE_BLOCK), (2, 3, 6)),
+    ((step_codes.DRAIN,), (0, 1, 3)),
+    (
+        (step_codes.REPORT_FILL, step_codes.REPORT_SEND, step_codes.REPORT_ANSWER, step_codes.REPORT_DRAIN),
+        (0, 2, 4, 8),
+    ),
+    ((step_codes.TRUST,), (0, 1)),
     (
         (
-            steps.BALLOON_TAKE,
-            steps.BALLOON_ANSWER,
-            steps.BALLOON_ACK,
-            steps.BALLOON_LEAVE,
-            steps.BALLOON_FREE,
+            step_codes.BALLOON_TAKE,
+            step_codes.BALLOON_ANSWER,
+            step_codes.BALLOON_ACK,
+            step_codes.BALLOON_LEAVE,
+            step_codes.BALLOON_FREE,
         ),
         (0, 1, 3, 6),
     ),
-    ((steps.BREAK, steps.BREAK_HANDLE, steps.BREAK_MEND), (0, 0, 1, 4)),
-    ((steps.HIBERNATE,), (0, 0, 1, 4)),
-    ((steps.ISOLATE, steps.UNISOLATE), (0, 0, 1, 4)),
+    ((step_codes.BREAK, step_codes.BREAK_HANDLE, step_codes.BREAK_MEND), (0, 0, 1, 4)),
+    ((step_codes.HIBERNATE,), (0, 0, 1, 4)),
+    ((step_codes.ISOLATE, step_codes.UNISOLATE), (0, 0, 1, 4)),
 )
 """Operations that belong together, and how much likelier they may be in an episode."""
 
@@ -96,7 +99,7 @@ def draw_setup(source: random.Random, pages: int | None) -> Setup:
 
 def draw_weights(source: random.Random) -> NDArray[np.int64]:
     """Draw how often each operation happens in an episode; some do not happen at all."""
-    weights = np.full(steps.NR_OPS, 0, dtype=np.int64)
+    weights = np.full(step_codes.NR_OPS, 0, dtype=np.int64)
     for group, factors in _GROUPS:
         factor = source.choice(factors)
         for op in group:
@@ -116,8 +119,8 @@ class AllocatorSearch:
         log = np.full(4, 0, dtype=np.int64)
         loop = _loop(Setup())
         loop[TOTAL] = 1
-        weights = np.full(steps.NR_OPS, 0, dtype=np.int64)
-        weights[steps.DRAIN] = 1
+        weights = np.full(step_codes.NR_OPS, 0, dtype=np.int64)
+        weights[step_codes.DRAIN] = 1
         run_steps(mem, scene, loop, weights, log, np.full(4, 0, dtype=np.int64), 0)
         run_log(mem, scene, log, loop, 0, True)
 
@@ -248,7 +251,7 @@ def _found(mem: Any, scene: Any, call: Any) -> Violation | None:
         code = int(call())
     except VmBug as error:
         return bug(mem, error)
-    return None if code in {DONE, oracle.NOT_NOW} else violation(mem, scene, code)
+    return None if code in {DONE, layout.NOT_NOW} else violation(mem, scene, code)
 
 
 def _rows(scene: Any) -> Counter[str]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from hostzero.check import steps
-from hostzero.check.oracle import (
+from hostzero.check import step_codes
+from hostzero.check.layout import (
     BATCH_START,
     BROKEN,
     DONE,
@@ -17,9 +17,9 @@ from hostzero.check.oracle import (
     STATE,
     STEPS,
     Scene,
-    check_all,
 )
-from hostzero.check.steps import (
+from hostzero.check.oracle import check_all
+from hostzero.check.step_codes import (
     ALLOC,
     BALLOON_ANSWER,
     BREAK,
@@ -37,8 +37,8 @@ from hostzero.check.steps import (
     TRUST,
     UNISOLATE,
     ZEROES,
-    act,
 )
+from hostzero.check.steps import act
 from hostzero.jit import compiled, inline
 from hostzero.mm.list import list_empty
 from hostzero.mm.mmzone import NR_PAGE_ORDERS, PAGEBLOCK_NR_PAGES, Memory, free_list
@@ -202,24 +202,24 @@ def run_log(mem: Memory, scene: Scene, log: object, loop: object, count: int, de
 
 
 WEIGHTS: Final = {
-    steps.ALLOC: 20,
-    steps.FREE_BLOCK: 18,
-    steps.DRAIN: 2,
-    steps.REPORT_FILL: 5,
-    steps.REPORT_SEND: 4,
-    steps.REPORT_ANSWER: 10,
-    steps.REPORT_DRAIN: 6,
-    steps.BALLOON_TAKE: 3,
-    steps.BALLOON_ANSWER: 4,
-    steps.BALLOON_ACK: 3,
-    steps.BALLOON_LEAVE: 3,
-    steps.BALLOON_FREE: 3,
-    steps.BREAK: 1,
-    steps.BREAK_HANDLE: 2,
-    steps.BREAK_MEND: 2,
-    steps.HIBERNATE: 3,
-    steps.TRUST: 2,
-    steps.ISOLATE: 2,
-    steps.UNISOLATE: 3,
+    step_codes.ALLOC: 20,
+    step_codes.FREE_BLOCK: 18,
+    step_codes.DRAIN: 2,
+    step_codes.REPORT_FILL: 5,
+    step_codes.REPORT_SEND: 4,
+    step_codes.REPORT_ANSWER: 10,
+    step_codes.REPORT_DRAIN: 6,
+    step_codes.BALLOON_TAKE: 3,
+    step_codes.BALLOON_ANSWER: 4,
+    step_codes.BALLOON_ACK: 3,
+    step_codes.BALLOON_LEAVE: 3,
+    step_codes.BALLOON_FREE: 3,
+    step_codes.BREAK: 1,
+    step_codes.BREAK_HANDLE: 2,
+    step_codes.BREAK_MEND: 2,
+    step_codes.HIBERNATE: 3,
+    step_codes.TRUST: 2,
+    step_codes.ISOLATE: 2,
+    step_codes.UNISOLATE: 3,
 }
 """How often each operation is drawn when all take part; an episode draws its own on top."""

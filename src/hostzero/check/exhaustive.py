@@ -21,7 +21,8 @@ from typing import Any, Final
 
 from hostzero.check import scene_state, small_guest
 from hostzero.check.explore import Exploration, World, bug_violation, expand
-from hostzero.check.oracle import DONE, NOT_NOW, ROWS, check_all
+from hostzero.check.layout import DONE, NOT_NOW, ROWS
+from hostzero.check.oracle import check_all
 from hostzero.check.recording import Recording, Step
 from hostzero.check.scopes import OF_A_PAGE, SCOPES, Scope
 from hostzero.check.search import Findings, Limits, Progress

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 import numpy as np
 
 from hostzero.check.guest_state import MOVED, Picture, arrange, changes, fingerprint, load, save, undo
-from hostzero.check.oracle import DONE, NOT_NOW, check_all
+from hostzero.check.layout import DONE, NOT_NOW
+from hostzero.check.oracle import check_all
 from hostzero.check.scene_state import normal_form
 from hostzero.check.state_set import StateSet, add
 from hostzero.check.steps import act

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from hostzero.check.oracle import (
+from hostzero.check.layout import (
     BATCH_STAGE,
     BATCH_START,
     BROKEN,
@@ -27,7 +27,7 @@ from hostzero.check.oracle import (
     SETUP,
     Scene,
 )
-from hostzero.check.steps import S_BALLOON, S_CAPACITY, S_OWNERS
+from hostzero.check.step_codes import S_BALLOON, S_CAPACITY, S_OWNERS
 from hostzero.jit import compiled
 from hostzero.mm.mmzone import Memory
 

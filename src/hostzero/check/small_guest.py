@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
-from hostzero.check import oracle, steps
-from hostzero.check.oracle import (
+from hostzero.check import layout, list_walk, step_codes, steps
+from hostzero.check.layout import (
     CODE,
     EXPECTED,
     FOUND,
@@ -133,7 +133,7 @@ class Setup:
         """
         limits = {
             "pages": (16, 1 << 20),
-            "cpus": (1, oracle.MAX_CPUS),
+            "cpus": (1, layout.MAX_CPUS),
             "reporting_order": (0, MAX_PAGE_ORDER),
             "capacity": (1, MAX_CAPACITY),
             "balloon": (0, MAX_BALLOON),
@@ -146,7 +146,7 @@ class Setup:
         for name, (low, high) in limits.items():
             if not low <= getattr(self, name) <= high:
                 raise UsageError(f"{name} {getattr(self, name)}: must be from {low} to {high}")
-        unknown = set(self.actors) - set(steps.NAMES)
+        unknown = set(self.actors) - set(step_codes.NAMES)
         if unknown:
             raise UsageError(f"no operation of a small guest: {', '.join(sorted(unknown))}")
 
@@ -184,7 +184,7 @@ def new_guest(setup: Setup) -> tuple[Memory, Scene]:
         one_zeroed=_array(1),
         rows=_array(NR_ROWS),
         before=_array(4),
-        tally=_array(oracle.NR_TALLY),
+        tally=_array(layout.NR_TALLY),
     )
     link(mem, Scene=scene)
     configure(mem, scene, setup)
@@ -211,21 +211,21 @@ def configure(mem: Memory, scene: Scene, setup: Setup) -> None:
         mem.pcp[pcp].high = setup.pcp_high
         mem.pcp[pcp].batch = setup.pcp_batch
     ctl = scene.ctl
-    ctl[oracle.BATCH_START] = setup.capacity
-    ctl[SETUP + steps.S_CAPACITY] = setup.capacity
-    ctl[SETUP + steps.S_OWNERS] = setup.owners
-    ctl[SETUP + steps.S_BALLOON] = setup.balloon
-    ctl[SETUP + steps.S_PAGE_HINTS] = int(setup.page_hints and not setup.poisoning)
-    ctl[SETUP + steps.S_RECLAIM] = int(setup.reclaim)
+    ctl[layout.BATCH_START] = setup.capacity
+    ctl[SETUP + step_codes.S_CAPACITY] = setup.capacity
+    ctl[SETUP + step_codes.S_OWNERS] = setup.owners
+    ctl[SETUP + step_codes.S_BALLOON] = setup.balloon
+    ctl[SETUP + step_codes.S_PAGE_HINTS] = int(setup.page_hints and not setup.poisoning)
+    ctl[SETUP + step_codes.S_RECLAIM] = int(setup.reclaim)
     if setup.poisoning:
         # As at boot in Linux: free memory holds the pattern.
         mem.ram[:] = np.uint64(0xAAAA_AAAA_AAAA_AAAA)
     elif setup.dirty and not setup.init_on_free:
         for word in (0, 255, 511):
             mem.ram[word::WORDS_PER_PAGE] = _DIRT
-    ctl[oracle.OVER_PFN] = -1
-    code = oracle.walk(mem, scene)
-    if code != oracle.DONE:
+    ctl[layout.OVER_PFN] = -1
+    code = list_walk.walk(mem, scene)
+    if code != layout.DONE:
         raise VmBug(f"a guest that has just booted: {violation(mem, scene, int(code)).what}")
 
 
@@ -237,65 +237,67 @@ def actions(setup: Setup) -> NDArray[np.int64]:
     """Return every action that may be possible at some time: rows of `op, a, b, c`."""
     orders = range(setup.max_order + 1)
     kinds = setup.kinds or tuple(range(16))
-    hows = setup.hows or tuple(range(steps.NR_HOWS))
+    hows = setup.hows or tuple(range(step_codes.NR_HOWS))
     cpus = range(setup.cpus)
-    zeroes = (steps.FAILS, steps.ZEROES, steps.PARTLY)
+    zeroes = (step_codes.FAILS, step_codes.ZEROES, step_codes.PARTLY)
     every: dict[int, list[tuple[int, int, int]]] = {
-        steps.ALLOC: [(order, kind, cpu) for order in orders for kind in kinds for cpu in cpus],
-        steps.FREE_BLOCK: [(slot, how, cpu) for slot in range(setup.owners) for how in hows for cpu in cpus],
-        steps.DRAIN: [(0, 0, 0)],
-        steps.REPORT_FILL: [
+        step_codes.ALLOC: [(order, kind, cpu) for order in orders for kind in kinds for cpu in cpus],
+        step_codes.FREE_BLOCK: [
+            (slot, how, cpu) for slot in range(setup.owners) for how in hows for cpu in cpus
+        ],
+        step_codes.DRAIN: [(0, 0, 0)],
+        step_codes.REPORT_FILL: [
             (order, migratetype, 0)
             for order in range(setup.reporting_order, NR_PAGE_ORDERS)
             if 1 << order <= setup.pages
             for migratetype in (0, 1)
         ],
-        steps.REPORT_SEND: [(0, 0, 0)],
-        steps.REPORT_ANSWER: [(entry, how, 0) for entry in range(setup.capacity) for how in zeroes],
-        steps.REPORT_DRAIN: [(0, 0, 0), (1, 0, 0)],
-        steps.BALLOON_TAKE: [(0, 0, cpu) for cpu in cpus],
-        steps.BALLOON_ANSWER: [(entry, how, 0) for entry in range(setup.balloon) for how in zeroes],
-        steps.BALLOON_ACK: [(0, 0, 0)],
-        steps.BALLOON_LEAVE: [(0, 0, 0)],
-        steps.BALLOON_FREE: [(0, 0, cpu) for cpu in cpus],
-        steps.BREAK: [(pfn, 0, 0) for pfn in range(setup.pages)],
-        steps.BREAK_HANDLE: [(0, 0, 0)],
-        steps.BREAK_MEND: [(pfn, 0, 0) for pfn in range(setup.pages)],
-        steps.HIBERNATE: [(0, 0, 0)],
-        steps.TRUST: [(0, 0, 0), (1, 0, 0)],
-        steps.ISOLATE: [(block, 0, 0) for block in range(setup.pages >> 9)],
-        steps.UNISOLATE: [(block, 0, 0) for block in range(setup.pages >> 9)],
+        step_codes.REPORT_SEND: [(0, 0, 0)],
+        step_codes.REPORT_ANSWER: [(entry, how, 0) for entry in range(setup.capacity) for how in zeroes],
+        step_codes.REPORT_DRAIN: [(0, 0, 0), (1, 0, 0)],
+        step_codes.BALLOON_TAKE: [(0, 0, cpu) for cpu in cpus],
+        step_codes.BALLOON_ANSWER: [(entry, how, 0) for entry in range(setup.balloon) for how in zeroes],
+        step_codes.BALLOON_ACK: [(0, 0, 0)],
+        step_codes.BALLOON_LEAVE: [(0, 0, 0)],
+        step_codes.BALLOON_FREE: [(0, 0, cpu) for cpu in cpus],
+        step_codes.BREAK: [(pfn, 0, 0) for pfn in range(setup.pages)],
+        step_codes.BREAK_HANDLE: [(0, 0, 0)],
+        step_codes.BREAK_MEND: [(pfn, 0, 0) for pfn in range(setup.pages)],
+        step_codes.HIBERNATE: [(0, 0, 0)],
+        step_codes.TRUST: [(0, 0, 0), (1, 0, 0)],
+        step_codes.ISOLATE: [(block, 0, 0) for block in range(setup.pages >> 9)],
+        step_codes.UNISOLATE: [(block, 0, 0) for block in range(setup.pages >> 9)],
     }
     rows = [
         (op, *args)
         for op, choices in every.items()
-        if not setup.actors or steps.NAMES[op] in setup.actors
+        if not setup.actors or step_codes.NAMES[op] in setup.actors
         for args in choices
     ]
     return np.array(rows, dtype=np.int64)
 
 
 _ARGUMENTS: Final = {
-    steps.ALLOC: 3,
-    steps.FREE_BLOCK: 3,
-    steps.REPORT_FILL: 2,
-    steps.REPORT_ANSWER: 2,
-    steps.REPORT_DRAIN: 1,
-    steps.BALLOON_ANSWER: 2,
-    steps.BREAK: 1,
-    steps.BREAK_MEND: 1,
-    steps.TRUST: 1,
-    steps.ISOLATE: 1,
-    steps.UNISOLATE: 1,
+    step_codes.ALLOC: 3,
+    step_codes.FREE_BLOCK: 3,
+    step_codes.REPORT_FILL: 2,
+    step_codes.REPORT_ANSWER: 2,
+    step_codes.REPORT_DRAIN: 1,
+    step_codes.BALLOON_ANSWER: 2,
+    step_codes.BREAK: 1,
+    step_codes.BREAK_MEND: 1,
+    step_codes.TRUST: 1,
+    step_codes.ISOLATE: 1,
+    step_codes.UNISOLATE: 1,
 }
-_CPU_ONLY: Final = (steps.BALLOON_TAKE, steps.BALLOON_FREE)
+_CPU_ONLY: Final = (step_codes.BALLOON_TAKE, step_codes.BALLOON_FREE)
 
 
 def step_of(op: int, a: int, b: int, c: int) -> Step:
     """Return an action as a step of a recording."""
     if op in _CPU_ONLY:
-        return [steps.NAMES[op], int(c)]
-    return [steps.NAMES[op], *(int(value) for value in (a, b, c)[: _ARGUMENTS.get(op, 0)])]
+        return [step_codes.NAMES[op], int(c)]
+    return [step_codes.NAMES[op], *(int(value) for value in (a, b, c)[: _ARGUMENTS.get(op, 0)])]
 
 
 def action_of(step: Step, setup: Setup) -> tuple[int, int, int, int]:
@@ -305,44 +307,46 @@ def action_of(step: Step, setup: Setup) -> tuple[int, int, int, int]:
         UsageError: there is no such step in this guest.
     """
     name, *given = step
-    if name not in steps.NAMES or not all(type(value) is int and 0 <= value < 1 << 20 for value in given):
+    if name not in step_codes.NAMES or not all(
+        type(value) is int and 0 <= value < 1 << 20 for value in given
+    ):
         raise UsageError(f"no step of a small guest: {step!r}")
-    op = steps.NAMES.index(name)
+    op = step_codes.NAMES.index(name)
     count = 1 if op in _CPU_ONLY else _ARGUMENTS.get(op, 0)
     if len(given) != count:
         raise UsageError(f"{name} takes {count} numbers: {step!r}")
     a, b, c = (0, 0, given[0]) if op in _CPU_ONLY else (*given, 0, 0, 0)[:3]
-    if c >= setup.cpus or (op == steps.ALLOC and a > MAX_PAGE_ORDER):
+    if c >= setup.cpus or (op == step_codes.ALLOC and a > MAX_PAGE_ORDER):
         raise UsageError(f"there is no such CPU or order in this guest: {step!r}")
     return op, a, b, c
 
 
 WHAT: Final[dict[int, tuple[Kind, str]]] = {
-    oracle.BAD_LINKS: ("rot", "a list's links do not match"),
-    oracle.BAD_BLOCK: ("rot", "a listed block has another type or order than its list, or is unaligned"),
-    oracle.TWICE: ("rot", "a page is on two lists, or listed and somebody's"),
-    oracle.DIRTY_RECORD: ("rot", "a listed page has flags, references or links of an owner"),
-    oracle.BAD_COUNT: ("rot", "a counter does not match its list"),
-    oracle.NOBODYS: ("rot", "a page comes from nowhere: it was on no list, and nobody gave it back"),
-    oracle.OWNED: ("rot", "a page on a list belongs to somebody"),
-    oracle.FALSE_ZERO: ("corruption", "a page that claims to be zero holds another byte"),
-    oracle.INVENTED: ("corruption", "a block claims to be zero and nobody has said so"),
-    oracle.FORGOTTEN: ("lost", "a block was known to be zero and is not any more"),
-    oracle.FALSELY_TOLD: ("rot", "a block counts as reported and the host has not been told of it"),
-    oracle.TOLD_AGAIN: ("lost", "the host was told of a block, and it counts as unreported"),
-    oracle.NOT_ZERO: ("corruption", "a page that was asked for as zero is not zero"),
-    oracle.OWNER_FLAGS: ("rot", "a page was given to an owner with flags, references or links on it"),
-    oracle.GIVEN_TWICE: ("corruption", "a page was given away that belongs to somebody"),
-    oracle.ZEROED_AGAIN: (
+    layout.BAD_LINKS: ("rot", "a list's links do not match"),
+    layout.BAD_BLOCK: ("rot", "a listed block has another type or order than its list, or is unaligned"),
+    layout.TWICE: ("rot", "a page is on two lists, or listed and somebody's"),
+    layout.DIRTY_RECORD: ("rot", "a listed page has flags, references or links of an owner"),
+    layout.BAD_COUNT: ("rot", "a counter does not match its list"),
+    layout.NOBODYS: ("rot", "a page comes from nowhere: it was on no list, and nobody gave it back"),
+    layout.OWNED: ("rot", "a page on a list belongs to somebody"),
+    layout.FALSE_ZERO: ("corruption", "a page that claims to be zero holds another byte"),
+    layout.INVENTED: ("corruption", "a block claims to be zero and nobody has said so"),
+    layout.FORGOTTEN: ("lost", "a block was known to be zero and is not any more"),
+    layout.FALSELY_TOLD: ("rot", "a block counts as reported and the host has not been told of it"),
+    layout.TOLD_AGAIN: ("lost", "the host was told of a block, and it counts as unreported"),
+    layout.NOT_ZERO: ("corruption", "a page that was asked for as zero is not zero"),
+    layout.OWNER_FLAGS: ("rot", "a page was given to an owner with flags, references or links on it"),
+    layout.GIVEN_TWICE: ("corruption", "a page was given away that belongs to somebody"),
+    layout.ZEROED_AGAIN: (
         "lost",
         "a page was zeroed that was known to be zero, or that nobody wanted zeroed",
     ),
-    oracle.BAD_PAGE: ("rot", "a page failed the allocator's own check (bad_page)"),
-    oracle.POISON: ("corruption", "a free page's poison pattern was overwritten"),
-    oracle.BROKEN_GIVEN: ("corruption", "a broken page was handed out"),
-    oracle.MISSING: ("rot", "a page is on no list and nobody's"),
-    oracle.WRONG_TYPE: ("rot", "a block is on the list of another migrate type than its pageblock's"),
-    oracle.UNMERGED: ("rot", "two free buddies were not merged"),
+    layout.BAD_PAGE: ("rot", "a page failed the allocator's own check (bad_page)"),
+    layout.POISON: ("corruption", "a free page's poison pattern was overwritten"),
+    layout.BROKEN_GIVEN: ("corruption", "a broken page was handed out"),
+    layout.MISSING: ("rot", "a page is on no list and nobody's"),
+    layout.WRONG_TYPE: ("rot", "a block is on the list of another migrate type than its pageblock's"),
+    layout.UNMERGED: ("rot", "two free buddies were not merged"),
 }
 
 
@@ -354,11 +358,11 @@ def violation(mem: Memory, scene: Scene, code: int) -> Violation:
     order: int | None = int(problem[ORDER])
     known = code == int(problem[CODE])
     claim = ""
-    if code in {oracle.INVENTED, oracle.FORGOTTEN, oracle.FALSELY_TOLD, oracle.TOLD_AGAIN}:
+    if code in {layout.INVENTED, layout.FORGOTTEN, layout.FALSELY_TOLD, layout.TOLD_AGAIN}:
         claim = f"expected {_marks(int(problem[EXPECTED]))}, found {_marks(int(problem[FOUND]))}"
-    elif code == oracle.FALSE_ZERO:
+    elif code == layout.FALSE_ZERO:
         claim = "known to be zero"
-    elif code == oracle.NOT_ZERO:
+    elif code == layout.NOT_ZERO:
         claim = "asked for as zero"
     wrong_offset = wrong_value = None
     if known and int(problem[WORD]) >= 0 and pfn is not None:
@@ -414,21 +418,21 @@ def place_name(mem: Memory, head: int) -> str:
 
 
 _HOLDERS: Final = {
-    steps.H_OWNER: "owned",
-    steps.H_BATCH: "isolated for a report",
-    steps.H_BALLOON: "in the balloon, or on its way out",
-    steps.H_BROKEN: "broken, and out of use",
+    step_codes.H_OWNER: "owned",
+    step_codes.H_BATCH: "isolated for a report",
+    step_codes.H_BALLOON: "in the balloon, or on its way out",
+    step_codes.H_BROKEN: "broken, and out of use",
 }
 
 
 def state_of(mem: Memory, scene: Scene, pfn: int) -> str:
     """Return where a page is and what is said of it, as of the last step."""
     held = int(scene.held[pfn])
-    head = int(oracle.block_of(mem, scene, int(scene.ctl[NOW]), pfn))
+    head = int(layout.block_of(mem, scene, int(scene.ctl[NOW]), pfn))
     if head < 0:
         return _HOLDERS.get(held, "on no list")
     info = int(scene.shape[int(scene.ctl[NOW]) * int(mem.vm[0].nr_pages) + head])
-    place = place_name(mem, info >> oracle.PLACE_SHIFT)
-    order = int(oracle.order_of(info))
+    place = place_name(mem, info >> layout.PLACE_SHIFT)
+    order = int(layout.order_of(info))
     part = "" if head == pfn else f", in the block {head:#x}"
     return f"{place}{part}, order {order}, {_marks(info)}"
