@@ -24,6 +24,7 @@ from hostzero.check.allocator_loop import (
     MAX_ORDER,
     NR_LOOP,
     TOTAL,
+    UNIFORM,
     WEIGHTS,
     run_log,
     run_steps,
@@ -36,12 +37,15 @@ from hostzero.check.small_guest import Setup, action_of, bug, new_guest, state_o
 from hostzero.check.violation import Violation
 from hostzero.errors import VmBug
 from hostzero.jit import COMPILER_ON
+from hostzero.mm.mmzone import MAX_PAGE_ORDER
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _EPISODE: Final = 20_000 if COMPILER_ON else 300  # steps
 _CHUNK: Final = 4_000 if COMPILER_ON else 50  # between two reports of progress
+_LARGE: Final = 0.02 if COMPILER_ON else 0.25
+"""How many of the guests are about large blocks; compiled, each takes the time of a hundred others."""
 _DEEP_EVERY: Final = 64 if COMPILER_ON else 200
 _PAGES: Final = (16, 32, 64, 128, 256, 512, 1024, 2048) if COMPILER_ON else (16, 16, 32, 64, 1024)
 _SHRINKING: Final = 20.0 if COMPILER_ON else 6.0  # seconds
@@ -74,6 +78,24 @@ def draw_setup(source: random.Random, pages: int | None) -> Setup:
     """Draw how the guest of an episode is made."""
     size = pages if pages is not None else source.choice(_PAGES)
     largest = min(size.bit_length() - 1, 10)
+    if pages is None and source.random() < _LARGE:
+        # Several pageblocks, and blocks that span them: what small guests cannot have.
+        return Setup(
+            pages=2048,
+            cpus=source.choice((1, 2)),
+            reporting_order=source.choice((6, 9, 9, 10)),
+            capacity=source.choice((1, 2, 4)),
+            trust=source.random() < 0.8,
+            balloon=source.choice((0, 4)),
+            owners=source.choice((2, 4, 8)),
+            max_order=10,
+            init_on_free=source.random() < 0.1,
+            debug_vm=source.random() < 0.7,
+            zero_aware=source.random() < 0.2,
+            reclaim=source.random() < 0.8,
+            pcp_high=source.choice((1, 600, 2048)),
+            pcp_batch=source.choice((1, 2)),
+        )
     return Setup(
         pages=size,
         cpus=source.choice((1, 2)),
@@ -137,6 +159,7 @@ class AllocatorSearch:
             mem, scene = new_guest(setup)
             loop, weights = _loop(setup), draw_weights(source)
             loop[TOTAL] = weights.sum()
+            loop[UNIFORM] = int(setup.max_order == MAX_PAGE_ORDER and setup.owners <= 8)
             scene.ctl[STATE] = source.getrandbits(62) | 1
             log = np.full(4 * _EPISODE, 0, dtype=np.int64)
             row = np.full(4, 0, dtype=np.int64)

@@ -50,6 +50,7 @@ CPUS: Final = 2
 TOTAL: Final = 3  # of the weights
 DEEP_EVERY: Final = 4  # steps between two looks at everything
 REFUSED: Final = 5  # draws that were not possible
+UNIFORM: Final = 6  # large blocks are as likely as small ones
 NR_LOOP: Final = 8
 
 
@@ -87,7 +88,10 @@ def _draw(mem: Memory, scene: Scene, loop: object, weights: object, row: object)
     if cpus > 1:
         c = _random(scene, cpus)
     if op == ALLOC:
-        a = _skewed(scene, loop[MAX_ORDER] + 1)  # type: ignore[index]
+        if loop[UNIFORM] != 0:  # type: ignore[index]
+            a = _random(scene, loop[MAX_ORDER] + 1)  # type: ignore[index]
+        else:
+            a = _skewed(scene, loop[MAX_ORDER] + 1)  # type: ignore[index]
         b = _random(scene, 16)
     elif op == FREE_BLOCK:
         a = _random(scene, max(scene.ctl[NR_OWNED], 1))

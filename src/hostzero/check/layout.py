@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final, NamedTuple
 
-from hostzero.jit import compiled, inline
+from hostzero.jit import COMPILER_ON, compiled, inline
 from hostzero.mm.mmzone import NR_PAGE_ORDERS, Memory
 from hostzero.mm.page_flags import PageHWPoison
 
@@ -182,6 +182,24 @@ R_UNISOLATE: Final = 22
 R_INFLATE_NOT: Final = 23
 
 
+if COMPILER_ON:
+
+    @compiled
+    def first_set(array: Any, start: int, end: int) -> int:
+        """Return the first place in `[start, end)` that is not 0, or -1."""
+        for at in range(start, end):
+            if array[at] != 0:
+                return at
+        return -1
+
+else:
+
+    def first_set(array: Any, start: int, end: int) -> int:
+        """Return the first place in `[start, end)` that is not 0, or -1."""
+        (places,) = array[start:end].nonzero()
+        return int(start + places[0]) if len(places) else -1
+
+
 @inline
 def order_of(info: int) -> int:
     """Return the order in a packed entry of a shape."""
@@ -208,17 +226,16 @@ def release(scene: Scene, pfn: int, order: int, zeroed: bool, exact: int) -> Non
     scene.rel_zeroed[i] = 1 if zeroed else 0
     scene.rel_exact[i] = exact
     scene.ctl[NR_RELEASED] = i + 1
-    for page in range(pfn, pfn + (1 << order)):
-        scene.source[page] = i + 1
-        scene.held[page] = 0
+    scene.source[pfn : pfn + (1 << order)] = i + 1
+    scene.held[pfn : pfn + (1 << order)] = 0
 
 
 @compiled
 def forget_released(scene: Scene) -> None:
     """The step is over: what it released is on a list, or nobody's."""
     for i in range(scene.ctl[NR_RELEASED]):
-        for page in range(scene.rel_pfn[i], scene.rel_pfn[i] + (1 << scene.rel_order[i])):
-            scene.source[page] = 0
+        pfn = scene.rel_pfn[i]
+        scene.source[pfn : pfn + (1 << scene.rel_order[i])] = 0
     scene.ctl[NR_RELEASED] = 0
 
 

@@ -58,6 +58,7 @@ from hostzero.check.layout import (
     Scene,
     block_of,
     fail,
+    first_set,
     has_broken,
     order_of,
 )
@@ -118,9 +119,9 @@ def _check_record(mem: Memory, scene: Scene, pfn: int, order: int, kind: int, pl
 def _check_alone(mem: Memory, scene: Scene, pfn: int, order: int, place: int) -> int:
     # No other block inside this one, and this one inside no other.
     base = scene.ctl[NOW] * mem.vm[0].nr_pages
-    for page in range(pfn + 1, pfn + (1 << order)):
-        if scene.shape[base + page] != 0:
-            return fail(scene, TWICE, page, order, place)
+    inside = first_set(scene.shape, base + pfn + 1, base + pfn + (1 << order))
+    if inside >= 0:
+        return fail(scene, TWICE, inside - base, order, place)
     for larger in range(order + 1, NR_PAGE_ORDERS):
         head = pfn & ~((1 << larger) - 1)
         info = scene.shape[base + head]
@@ -218,9 +219,9 @@ def check_changed(mem: Memory, scene: Scene) -> int:
             elif scene.shape[past + pfn] & KIND_MASK == BALLOON:
                 expected = scene.shape[past + pfn] & MARKS
         else:
-            for page in range(pfn, pfn + (1 << order)):
-                if scene.held[page] != 0:
-                    return fail(scene, OWNED, page, order, place)
+            page = first_set(scene.held, pfn, pfn + (1 << order))
+            if page >= 0:
+                return fail(scene, OWNED, page, order, place)
             expected = _expected_marks(mem, scene, pfn, order, kind)
             if expected < 0:
                 return fail(scene, NOBODYS, pfn, order, place)

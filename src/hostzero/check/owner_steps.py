@@ -28,6 +28,7 @@ from hostzero.check.layout import (
     Scene,
     block_of,
     fail,
+    first_set,
     has_broken,
     order_of,
     release,
@@ -106,11 +107,15 @@ def check_given(mem: Memory, scene: Scene, pfn: int, order: int, gfp: int) -> in
         if (info & MARK_ZEROED) == 0:
             known = False
         at = head + (1 << order_of(info))
-    for page in range(pfn, pfn + (1 << order)):
-        if scene.held[page] != 0:
-            return fail(scene, GIVEN_TWICE, page, order, -1)
-        if block_of(mem, scene, scene.ctl[NOW], page) >= 0:
-            return fail(scene, TWICE, page, order, -1)
+    end = pfn + (1 << order)
+    held = first_set(scene.held, pfn, end)
+    if held >= 0:
+        return fail(scene, GIVEN_TWICE, held, order, -1)
+    base = scene.ctl[NOW] * vm.nr_pages
+    inside = first_set(scene.shape, base + pfn, base + end)
+    if inside >= 0 or block_of(mem, scene, scene.ctl[NOW], pfn) >= 0:
+        return fail(scene, TWICE, pfn, order, -1)
+    for page in range(pfn, end):
         record = mem.mem_map[page]
         if (record.flags_f & PG_hwpoison) != 0:
             return fail(scene, BROKEN_GIVEN, page, order, -1)

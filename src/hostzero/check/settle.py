@@ -30,18 +30,17 @@ from hostzero.mm.page_flags import PageHWPoison
 @inline
 def hold(scene: Scene, pfn: int, order: int, who: int) -> None:
     """Note who has the pages of a block now."""
-    for page in range(pfn, pfn + (1 << order)):
-        scene.held[page] = who
+    scene.held[pfn : pfn + (1 << order)] = who
 
 
 @inline
 def write(mem: Memory, pfn: int, order: int) -> None:
     """Write to a block as its owner: three words of each page."""
-    for page in range(pfn, pfn + (1 << order)):
-        first = page * WORDS_PER_PAGE
-        mem.ram[first] = 0x5A5A
-        mem.ram[first + 255] = 0x5A5A
-        mem.ram[first + 511] = 0x5A5A
+    first = pfn * WORDS_PER_PAGE
+    end = (pfn + (1 << order)) * WORDS_PER_PAGE
+    mem.ram[first:end:WORDS_PER_PAGE] = 0x5A5A
+    mem.ram[first + 255 : end : WORDS_PER_PAGE] = 0x5A5A
+    mem.ram[first + 511 : end : WORDS_PER_PAGE] = 0x5A5A
 
 
 @compiled
