@@ -27,7 +27,7 @@ from typing import Final
 from rich.console import Console
 from rich.table import Table
 
-from hostzero.check.mutants import PACKAGE, Mutant, chosen, copied, read_all
+from hostzero.check.teeth.mutants import PACKAGE, Mutant, chosen, copied, read_all
 from tests.verdicts import FAILED, PASSED, VARIABLE
 
 COPIED: Final = (Path("tests"), Path("docs"), Path("pyproject.toml"))

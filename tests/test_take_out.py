@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from hostzero.check.mutants import read_all
+from hostzero.check.teeth.mutants import read_all
 from hostzero.errors import VmBug
 from tests.take_out import Outcome, summary
 from tests.verdicts import FAILED, PASSED, verdict

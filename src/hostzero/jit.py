@@ -151,7 +151,7 @@ COMPILER_ON: Final = not numba.config.DISABLE_JIT
 @functools.cache
 def _directory_of(room: str) -> Path:
     """Return where compiled code of a room is kept: what is above `mm` has no part in its digest."""
-    if room in {"mm", "jit"} or not (sources := sorted((Path(__file__).parent / room).glob("*.py"))):
+    if room in {"mm", "jit"} or not (sources := sorted((Path(__file__).parent / room).rglob("*.py"))):
         return CACHE_DIR
     digest = hashlib.sha256()
     for source in sources:

@@ -219,7 +219,7 @@ def test_every_search_has_a_share() -> None:
 def test_a_module_without_its_search_is_named(monkeypatch: pytest.MonkeyPatch, played: Played) -> None:
     name = SEARCHES["wire"].module
     monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    with pytest.raises(ImportError, match=r"hostzero.check.wire has no search named 'wire'"):
+    with pytest.raises(ImportError, match=r"hostzero.check.wire.search has no search named 'wire'"):
         load_search("wire")
 
 

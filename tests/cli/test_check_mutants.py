@@ -18,7 +18,7 @@ from hostzero.cli.main import run
 
 
 class PlayedMatrix:
-    """Stands for hostzero.check.matrix and hostzero.check.matrix_show."""
+    """Stands for hostzero.check.teeth.matrix and hostzero.check.teeth.matrix_show."""
 
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []
@@ -39,10 +39,10 @@ class PlayedMatrix:
 def matrix(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> PlayedMatrix:
     monkeypatch.chdir(tmp_path)
     played = PlayedMatrix()
-    work = types.ModuleType("hostzero.check.matrix")
+    work = types.ModuleType("hostzero.check.teeth.matrix")
     work.MatrixOptions = played.make_options  # type: ignore[attr-defined]
     work.run_matrix = played.run_matrix  # type: ignore[attr-defined]
-    show = types.ModuleType("hostzero.check.matrix_show")
+    show = types.ModuleType("hostzero.check.teeth.matrix_show")
     show.progress_line = lambda number, total, outcome: f"{number}/{total} {outcome}"  # type: ignore[attr-defined]
     show.to_json = lambda matrix: {"ok": matrix.ok}  # type: ignore[attr-defined]
     show.to_markdown = lambda _, date: f"made {date[:2]}\n"  # type: ignore[attr-defined]

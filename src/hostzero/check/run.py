@@ -40,10 +40,10 @@ class Registered(NamedTuple):
 
 
 SEARCHES: Final = {
-    "allocator": Registered("hostzero.check.allocator", 30),
-    "exhaustive": Registered("hostzero.check.exhaustive", 30),
+    "allocator": Registered("hostzero.check.small.allocator", 30),
+    "exhaustive": Registered("hostzero.check.small.exhaustive", 30),
     "machine": Registered("hostzero.check.machine", 25),
-    "wire": Registered("hostzero.check.wire", 15),
+    "wire": Registered("hostzero.check.wire.search", 15),
 }
 """Every search in the order in which they run: the quickest to find something first."""
 

@@ -15,7 +15,7 @@ from hostzero.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from hostzero.check.outcome import Outcome
+    from hostzero.check.teeth.outcome import Outcome
 
 _STDOUT: Final = Path("-")
 
@@ -29,9 +29,9 @@ def search_mutants(given: Mapping[str, Any], json_path: Path | None) -> None:
         given: the options that were given: fields of `MatrixOptions`, and `markdown`.
         json_path: where the document goes; - is standard output.
     """
-    from hostzero.check.matrix import MatrixOptions, run_matrix
-    from hostzero.check.matrix_show import print_matrix, progress_line, to_markdown
-    from hostzero.check.matrix_show import to_json as matrix_to_json
+    from hostzero.check.teeth.matrix import MatrixOptions, run_matrix
+    from hostzero.check.teeth.matrix_show import print_matrix, progress_line, to_markdown
+    from hostzero.check.teeth.matrix_show import to_json as matrix_to_json
     from hostzero.render import open_console
 
     values = dict(given)

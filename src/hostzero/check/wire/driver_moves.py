@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a hostile host tries, and what its guest does meanwhile."""
+
+from __future__ import annotations
+
+import random
+from typing import Any, Final
+
+from hostzero.check.recording import Step
+from hostzero.check.wire.device_model import EVENT_IDX, INIT_ON_INFLATE, INIT_REPORTED, REPORTING, VERSION_1
+from hostzero.check.wire.driver import GUESTS
+from hostzero.check.wire.false_device import (
+    HONEST,
+    JUMP,
+    LENGTH,
+    LIES,
+    OFF_BY,
+    RAISE,
+    SHORT_BITMAP,
+    SOME,
+    TWICE,
+    WITHHOLD,
+    WRONG_ID,
+)
+
+_OFFER: Final = 0xFF | EVENT_IDX | VERSION_1
+# After these the driver gives the device up, and the episode has not much more to show.
+_BREAKING: Final = (WITHHOLD, WRONG_ID, TWICE, JUMP, RAISE)
+
+
+class DriverMoves:
+    """Makes the steps of one episode after the other."""
+
+    def __init__(self, seed: int | str) -> None:
+        """Begin at a seed."""
+        self._random = random.Random(seed)
+
+    def episode(self) -> tuple[dict[str, Any], list[Step]]:
+        """Return which guest it is, and what happens to it."""
+        rng = self._random
+        guest = rng.choice(["plain", "plain", "plain", *GUESTS])
+        steps: list[Step] = [["alloc", rng.randrange(6), 0] for _ in range(rng.randrange(3))]
+        for _ in range(rng.choice([1, 1, 2])):
+            steps.append(self._probe())
+            for _ in range(rng.randrange(4, 16)):
+                steps += self._move()
+            steps.append(["remove"])
+        return {"guest": guest}, [*steps, ["end"]]
+
+    def _probe(self) -> Step:
+        rng = self._random
+        offered = _OFFER & ~sum(1 << bit for bit in range(33) if rng.random() < 0.06)
+        if rng.random() < 0.2:
+            offered &= ~rng.choice(
+                [REPORTING, INIT_REPORTED, INIT_ON_INFLATE, INIT_REPORTED | INIT_ON_INFLATE]
+            )
+        if rng.random() < 0.05:
+            offered = rng.getrandbits(64)
+        sizes = [128, 128, 128, 64, 32]
+        if rng.random() < 0.3:
+            sizes[rng.randrange(5)] = rng.choice([0, 1, 2, 3, 4, 64, 1024, 32768, 65536])
+        return ["probe", offered, *sizes]
+
+    def _move(self) -> list[Step]:
+        rng = self._random
+        kind = rng.random()
+        if kind < 0.3:
+            return [*self._lies(), ["flush", rng.randrange(7)]]
+        if kind < 0.52:
+            pages = rng.choice([0, 0, 0, 1, 7, 8, 9, 16, 17, 33, rng.randrange(40), rng.randrange(40)])
+            if rng.random() < 0.03:
+                pages = rng.choice([300, 1024, 1 << 31, (1 << 32) - 1])
+            return [*self._lies(), ["target", pages]]
+        if kind < 0.66:
+            return [["alloc", rng.choice([0, 0, 1, 2, 3, 5, 9]), rng.randrange(2)]]
+        if kind < 0.73:
+            return [["free", rng.randrange(24)]]
+        if kind < 0.76:
+            return [*self._lies(), ["command", rng.choice([0, 1, 2, 0x80000000, 0x80000001, (1 << 32) - 1])]]
+        if kind < 0.79:
+            return [["stats"]]
+        if kind < 0.82:
+            return [*self._lies(), ["advance", rng.choice([1, 20, 200, 400])]]
+        if kind < 0.83:
+            return [*self._lies(), ["compact"]]
+        if kind < 0.87:
+            # Between the two the host may have changed what it offers.
+            return [["freeze"], *self._lies(), ["restore", rng.randrange(2)]]
+        if kind < 0.88:
+            return [["needs_reset"]]
+        which = rng.choice([0, 1, 1, 2, 2, 3])
+        value = {0: 1, 1: 1, 2: rng.randrange(4), 3: rng.randrange(1, 24)}[which]
+        steps: list[Step] = [["fault", which, value], *self._lies(), ["target", rng.choice([0, 5, 9])]]
+        if rng.random() < 0.3:
+            steps.append(["fault", which, 4 if which == 2 else 0])
+        return steps
+
+    def _lies(self) -> list[Step]:
+        rng = self._random
+        steps: list[Step] = []
+        for _ in range(rng.choice([0, 0, 1, 1, 2, 4])):
+            kind = rng.choice([HONEST, LENGTH, OFF_BY, SHORT_BITMAP, SOME, SOME, rng.randrange(LIES)])
+            if kind in _BREAKING and rng.random() < 0.5:
+                kind = OFF_BY
+            value = rng.choice([0, 1, 2, 3, 8, 31, 4095, 4096, 8192, 1 << 31, (1 << 32) - 1])
+            if kind == OFF_BY:
+                value = rng.choice([-4096, -8, -1, 0, 1, 8, 4096])
+            elif kind == SOME:
+                value = rng.getrandbits(16)
+            steps.append(["lie", kind, value])
+        return steps
