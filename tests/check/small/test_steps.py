@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hostzero.check.small import layout, oracle, step_codes
+from hostzero.check.small import layout, oracle, settle, step_codes
 from hostzero.check.small.layout import DONE, NOT_NOW, Scene
 from hostzero.check.small.small_guest import Setup, new_guest
 from hostzero.check.small.steps import act
@@ -165,3 +165,18 @@ def test_a_page_breaks_while_its_block_waits() -> None:
         (step_codes.FREE_BLOCK, 0),
     )
     assert marked(guest) == []
+
+
+def test_a_large_block_that_comes_back_asks_for_a_pass() -> None:
+    guest = new_guest(SETUP)
+    mem, scene = guest
+    done(guest, (step_codes.ALLOC, 3, step_codes.KIND_COMP), (step_codes.DRAIN,))
+    mem.vm[0].page_reporting_state = 0
+    done(guest, (step_codes.FREE_BLOCK, 0, step_codes.DIRTY), (step_codes.DRAIN,))
+    assert mem.vm[0].page_reporting_state == 1
+    done(guest, (step_codes.ALLOC, 3, step_codes.KIND_COMP), (step_codes.DRAIN,))
+    mem.vm[0].page_reporting_state = 0
+    mem.vm[0].page_reporting_order = 6  # the allocator asks for nothing below
+    settle.begin(mem, scene)
+    scene.ctl[layout.CAME_BACK] = 1
+    assert settle.settle(mem, scene) == layout.NOT_ASKED

@@ -17,6 +17,7 @@ from hostzero.check.small.layout import (
     NOW,
     OVER_ORDER,
     OVER_PFN,
+    QUIET,
     R_HIBERNATE,
     R_PUT_BACK,
     R_TAKE_OFF,
@@ -148,6 +149,7 @@ def isolate_step(mem: Memory, scene: Scene, block: int, on: bool) -> int:
     else:
         # A free pageblock may be taken off and put back, so that it merges: its hint is lost.
         scene.ctl[LOSSY] = 1
+        scene.ctl[QUIET] = 1
         info = scene.shape[scene.ctl[NOW] * mem.vm[0].nr_pages + start]
         if get_pageblock_isolate(mem, start) and info & KIND_MASK == FREE and (info & MARK_ZEROED) != 0:
             scene.rows[R_UNISOLATE] += 1

@@ -40,8 +40,8 @@ STEPS: Final = 10
 OVER_PFN: Final = 11  # the block whose parts must lose their marks
 OVER_ORDER: Final = 12
 STATE: Final = 13  # of the random source
-NR_BAD: Final = 14  # bad pages that were expected
-LEAKED: Final = 15  # pages that are nobody's after a failed check
+CAME_BACK: Final = 14  # a block that the host may want to hear of, plus one: it came back in this step
+QUIET: Final = 15  # blocks come back in this step of which nobody is told (FPI_SKIP_REPORT_NOTIFY)
 SETUP: Final = 16  # what `steps` needs of the setup, from here on
 NR_CTL: Final = 32
 
@@ -79,6 +79,7 @@ BROKEN_GIVEN: Final = 118
 MISSING: Final = 119
 WRONG_TYPE: Final = 120
 UNMERGED: Final = 121
+NOT_ASKED: Final = 122
 
 NR_ROWS: Final = 40
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from hostzero.check.small.layout import (
     BALLOON,
+    CAME_BACK,
     DEFERRED,
     DIRTY_RECORD,
     DONE,
@@ -142,9 +143,13 @@ def _expected_marks(mem: Memory, scene: Scene, pfn: int, order: int, kind: int) 
             if info & KIND_MASK == DEFERRED and has_broken(mem, head, order_of(info)):
                 return 0  # its healthy pages come back one by one, and nothing is known of them
             _count_part(scene, info, order, kind)
+            if kind == FREE and info & KIND_MASK != FREE and order >= mem.vm[0].page_reporting_order:
+                scene.ctl[CAME_BACK] = pfn + 1
             if kind == FREE and info & KIND_MASK == FREE:
                 return info & MARKS
             return info & MARK_ZEROED
+    if kind == FREE and order >= mem.vm[0].page_reporting_order:
+        scene.ctl[CAME_BACK] = pfn + 1
     parts = 0
     known = 0
     exact = 0

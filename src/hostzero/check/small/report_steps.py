@@ -15,6 +15,7 @@ from hostzero.check.small.layout import (
     NOT_NOW,
     NOW,
     OWNER_FLAGS,
+    QUIET,
     R_DRAIN_NOT,
     R_DRAIN_SET,
     R_ISOLATE,
@@ -27,6 +28,7 @@ from hostzero.check.small.layout import (
 from hostzero.check.small.settle import begin, give_back, hold, settle
 from hostzero.check.small.step_codes import H_BATCH, PARTLY, S_CAPACITY, ZEROES
 from hostzero.jit import compiled
+from hostzero.mm.buddy import PAGE_REPORTING_IDLE
 from hostzero.mm.clear_page import clear_pages
 from hostzero.mm.mmzone import MIGRATE_PCPTYPES, Memory
 from hostzero.mm.page_flags import PAGE_FLAGS_CHECK_AT_PREP
@@ -109,6 +111,7 @@ def report_drain(mem: Memory, scene: Scene, good: int) -> int:
                 return NOT_NOW
             scene.zeroed[i - start] = 0
     begin(mem, scene)
+    scene.ctl[QUIET] = 1
     trusted = mem.vm[0].page_reporting_host_zeroes != 0
     for i in range(start, capacity):
         exact = 0
@@ -124,4 +127,5 @@ def report_drain(mem: Memory, scene: Scene, good: int) -> int:
     page_reporting_drain(mem, scene.sg_pfn, scene.sg_order, start, capacity, good != 0, scene.zeroed)
     scene.ctl[BATCH_START] = capacity
     scene.ctl[BATCH_STAGE] = 0
+    mem.vm[0].page_reporting_state = PAGE_REPORTING_IDLE  # the pass is over
     return settle(mem, scene)

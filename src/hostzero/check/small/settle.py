@@ -5,11 +5,14 @@ from __future__ import annotations
 
 from hostzero.check.small.layout import (
     BAD_PAGE,
+    CAME_BACK,
     DONE,
     LOSSY,
+    NOT_ASKED,
     NR_RELEASED,
     OVER_PFN,
     POISON,
+    QUIET,
     R_BROKEN_INSIDE,
     R_CHECK_FAILED,
     STEPS,
@@ -21,8 +24,9 @@ from hostzero.check.small.layout import (
 )
 from hostzero.check.small.list_walk import walk
 from hostzero.check.small.oracle import check_changed
-from hostzero.check.small.step_codes import B_BAD, B_STALLS, B_ZEROED, H_BROKEN
+from hostzero.check.small.step_codes import B_BAD, B_STALLS, B_STATE, B_ZEROED, H_BROKEN
 from hostzero.jit import compiled, inline
+from hostzero.mm.buddy import PAGE_REPORTING_IDLE
 from hostzero.mm.mmzone import WORDS_PER_PAGE, Memory
 from hostzero.mm.page_flags import PageHWPoison
 
@@ -75,6 +79,9 @@ def settle(mem: Memory, scene: Scene) -> int:
         if vm.num_poisoned_pages == 0:
             return fail(scene, BAD_PAGE, vm.bug_pfn, 0, -1)
         scene.rows[R_CHECK_FAILED] += 1
+    if scene.ctl[CAME_BACK] != 0 and scene.ctl[QUIET] == 0 and vm.page_reporting_enabled != 0:
+        if scene.before[B_STATE] == PAGE_REPORTING_IDLE and vm.page_reporting_state == PAGE_REPORTING_IDLE:
+            return fail(scene, NOT_ASKED, scene.ctl[CAME_BACK] - 1, vm.page_reporting_order, -1)
     return DONE
 
 
@@ -84,6 +91,9 @@ def begin(mem: Memory, scene: Scene) -> None:
     vm = mem.vm[0]
     scene.ctl[LOSSY] = 0
     scene.ctl[OVER_PFN] = -1
+    scene.ctl[CAME_BACK] = 0
+    scene.ctl[QUIET] = 0
+    scene.before[B_STATE] = vm.page_reporting_state
     scene.ctl[NR_RELEASED] = 0
     scene.ctl[STEPS] += 1
     scene.before[B_ZEROED] = vm.zeroed_bytes

@@ -346,6 +346,7 @@ WHAT: Final[dict[int, tuple[Kind, str]]] = {
     layout.BROKEN_GIVEN: ("corruption", "a broken page was handed out"),
     layout.MISSING: ("rot", "a page is on no list and nobody's"),
     layout.WRONG_TYPE: ("rot", "a block is on the list of another migrate type than its pageblock's"),
+    layout.NOT_ASKED: ("lost", "a large block came back, and page reporting was not asked for a pass"),
     layout.UNMERGED: ("rot", "two free buddies were not merged"),
 }
 

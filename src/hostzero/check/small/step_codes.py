@@ -87,3 +87,4 @@ H_BROKEN: Final = 4
 B_ZEROED: Final = 0
 B_STALLS: Final = 1
 B_BAD: Final = 2
+B_STATE: Final = 3  # of page reporting
