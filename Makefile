@@ -14,7 +14,7 @@ SERIES  ?=
 MUTANTS ?=
 
 # Rooms that are compiled; their tests run a second time with the compiler off.
-COMPILED := $(wildcard tests/mm/test_*.py tests/test_jit.py)
+COMPILED := $(wildcard tests/mm/test_*.py tests/check/small/test_*.py tests/test_jit.py)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -86,7 +86,30 @@ def test_every_compiled_module_is_among_the_sources() -> None:
         if "import compiled" in (text := path.read_text()) or "import inline" in text
     }
     assert compiled
-    assert compiled - {Path(jit.__file__)} <= set(jit._sources())
+    above = compiled - {Path(jit.__file__)} - set(jit._sources())
+    rooms = {path.relative_to(root).parts[0] for path in above}
+    assert rooms
+    # What is compiled above `mm` is kept by the room's own sources.
+    assert all(jit._directory_of(room).parent == jit.CACHE_DIR for room in rooms)
+    assert {path for room in rooms for path in (root / room).rglob("*.py")} >= above
+
+
+def test_an_edit_above_mm_starts_a_new_directory_for_its_room_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = tmp_path / "attic" / "inner"
+    room.mkdir(parents=True)
+    (room / "a.py").write_text("a = 1\n")
+    monkeypatch.setattr(jit, "__file__", str(tmp_path / "jit.py"))
+    jit._directory_of.cache_clear()
+    try:
+        before = jit._directory_of("attic")
+        (room / "a.py").write_text("a = 2\n")
+        jit._directory_of.cache_clear()
+        assert before != jit._directory_of("attic")
+        assert jit._directory_of("mm") == jit._directory_of("nothing of ours") == jit.CACHE_DIR
+    finally:
+        jit._directory_of.cache_clear()
 
 
 def test_the_oldest_caches_are_removed_unless_somebody_uses_them(tmp_path: Path) -> None:

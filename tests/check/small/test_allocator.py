@@ -40,7 +40,7 @@ def test_setups_and_weights_come_from_the_seed() -> None:
     assert draw_setup(random.Random(1), 48).pages == 48
     for n in range(50):
         draw_setup(random.Random(n), None).validate()
-        weights = draw_weights(random.Random(n))
+        weights = draw_weights(random.Random(n), draw_setup(random.Random(n), None))
         assert weights[step_codes.ALLOC] > 0
         assert weights[step_codes.FREE_BLOCK] > 0
 

@@ -119,11 +119,13 @@ def draw_setup(source: random.Random, pages: int | None) -> Setup:
     )
 
 
-def draw_weights(source: random.Random) -> NDArray[np.int64]:
+def draw_weights(source: random.Random, setup: Setup) -> NDArray[np.int64]:
     """Draw how often each operation happens in an episode; some do not happen at all."""
     weights = np.full(step_codes.NR_OPS, 0, dtype=np.int64)
     for group, factors in _GROUPS:
         factor = source.choice(factors)
+        if step_codes.ISOLATE in group and setup.max_order == MAX_PAGE_ORDER:
+            factor = source.choice((1, 4, 8))
         for op in group:
             weights[op] = WEIGHTS[op] * factor * source.choice((1, 1, 2))
     return weights
@@ -157,7 +159,7 @@ class AllocatorSearch:
             setup = draw_setup(source, limits.pages)
             episode += 1
             mem, scene = new_guest(setup)
-            loop, weights = _loop(setup), draw_weights(source)
+            loop, weights = _loop(setup), draw_weights(source, setup)
             loop[TOTAL] = weights.sum()
             loop[UNIFORM] = int(setup.max_order == MAX_PAGE_ORDER and setup.owners <= 8)
             scene.ctl[STATE] = source.getrandbits(62) | 1
