@@ -32,10 +32,14 @@ from hostzero.mm.mmzone import (
 )
 from hostzero.mm.page_flags import (
     PAGE_FLAGS_CHECK_AT_PREP,
+    PG_dirty,
     PG_head,
     PG_hwpoison,
+    PG_private,
+    PG_referenced,
     PG_reported,
     PG_reserved,
+    PG_uptodate,
     PG_zeroed,
     PGTY_buddy,
     PGTY_hugetlb,
@@ -120,6 +124,9 @@ class _Walk:
         self.n = n = int(vm.nr_pages)
         pages = mem.mem_map
         self.next, self.prev = pages["lru_next"], pages["lru_prev"]
+        self.following: list[int] = self.next.tolist()
+        self.blocks = mem.pageblock & PB_MIGRATETYPE_MASK
+        self.noted = 0
         self.flags = pages["flags_f"][:n].copy()
         self.types = pages["page_type"][:n].copy()
         self.private = pages["private"]
@@ -168,55 +175,86 @@ class _Walk:
             found(
                 "rot", "a list that must be empty between two operations holds a page", int(self.next[head])
             )
-        before, pfn = head, int(self.next[head])
+        pfns: list[int] = []
+        following, n, pfn = self.following, self.n, self.following[head]
         while pfn != head:
-            if not 0 <= pfn < self.n or int(self.prev[pfn]) != before:
-                found("rot", "a list's links do not match", pfn if 0 <= pfn < self.n else None)
-            self.note(where, pfn)
-            before, pfn = pfn, int(self.next[pfn])
-        if int(self.prev[head]) != before:
-            found("rot", "a list's links do not match", before)
+            if not 0 <= pfn < n or len(pfns) > n:
+                found("rot", "a list's links do not match", pfns[-1] if pfns else None)
+            pfns.append(pfn)
+            pfn = following[pfn]
+        here = np.array(pfns, dtype=np.int64)
+        wrong = self.prev[here] != np.concatenate([[head], here[:-1]])
+        if wrong.any():
+            found("rot", "a list's links do not match", int(here[np.argmax(wrong)]))
+        if int(self.prev[head]) != pfns[-1]:
+            found("rot", "a list's links do not match", pfns[-1])
+        self.note(where, here)
 
-    def note(self, where: _List, pfn: int) -> None:
-        """Note one block of a list."""
-        order = int(self.private[pfn]) if where.order == _OWN_ORDER else where.order
-        if not 0 <= order <= 18 or pfn & ((1 << order) - 1) or pfn + (1 << order) > self.n:
-            found("rot", "a block on a list is unaligned or has no order", pfn)
-        end = pfn + (1 << order)
-        if self.place[pfn:end].any():
-            found("rot", "a page is on two lists, or inside a block that is on one", pfn, order=order)
-        self.place[pfn:end] = where.place
-        self.head[pfn:end] = pfn
-        self.order[pfn:end] = order
-        flags = int(self.flags[pfn])
-        mark = int(self.private[pfn]) & HPG_zeroed if where.place == POOL else flags & PG_zeroed
-        self.zeroed[pfn:end] = bool(mark)
-        if where.place == FREE:
-            self.note_free(where, pfn, order, flags)
-        elif where.place == BALLOON:
-            self.balloon += 1
-        elif where.place == POOL:
-            self.pools[where.migratetype, where.zone] += 1
-        elif int(self.zone[pfn]) != where.zone:
-            found("rot", "a block is on the list of another zone than its own", pfn, order=order)
-        elif where.place == PARKED:
-            self.parked[where.cpu * len(self.deferred) + where.zone] += 1 << order
+    def note(self, where: _List, pfns: NDArray[np.int64]) -> None:
+        """Note the blocks of a list."""
+        orders = self.private[pfns] if where.order == _OWN_ORDER else np.full(len(pfns), where.order)
+        least, most = int(orders.min()), int(orders.max())
+        sizes = np.left_shift(1, np.clip(orders, 0, 18))
+        wrong = (orders < 0) | (orders > 18) | (pfns & (sizes - 1) != 0) | (pfns + sizes > self.n)
+        if wrong.any():
+            found("rot", "a block on a list is unaligned or has no order", int(pfns[np.argmax(wrong)]))
+        flags = self.flags[pfns]
+        if where.place == POOL:
+            zeroed = self.private[pfns] & HPG_zeroed != 0
         else:
-            self.deferred[where.zone] += 1 << order
+            zeroed = flags & PG_zeroed != 0
+        pages, heads = pfns, pfns
+        if least == most:
+            if most:
+                pages = (pfns[:, None] + np.arange(1 << most)).ravel()
+                heads, zeroed = np.repeat(pfns, 1 << most), np.repeat(zeroed, 1 << most)
+        else:
+            heads, zeroed = np.repeat(pfns, sizes), np.repeat(zeroed, sizes)
+            pages = heads + np.arange(len(heads)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        self.noted += len(pages)
+        if self.place[pages].any():
+            pfn = int(pages[np.argmax(self.place[pages] != 0)])
+            found("rot", "a page is on two lists, or inside a block that is on one", pfn)
+        self.place[pages] = where.place
+        self.head[pages] = heads
+        self.order[pages] = most if least == most else np.repeat(orders, sizes)
+        self.zeroed[pages] = zeroed
+        if where.place == FREE:
+            self.note_free(where, pfns, flags, pages, heads)
+        elif where.place == BALLOON:
+            self.balloon += len(pfns)
+        elif where.place == POOL:
+            self.pools[where.migratetype, where.zone] += len(pfns)
+        elif (self.zone[pfns] != where.zone).any():
+            found("rot", "a block is on the list of another zone than its own", int(pfns[0]))
+        elif where.place == PARKED:
+            self.parked[where.cpu * len(self.deferred) + where.zone] += len(pages)
+        else:
+            self.deferred[where.zone] += len(pages)
 
-    def note_free(self, where: _List, pfn: int, order: int, flags: int) -> None:
-        """Note a block of the buddy lists, and see that it is where it belongs."""
-        self.reported[pfn : pfn + (1 << order)] = bool(flags & PG_reported)
-        if int(self.types[pfn]) != PGTY_buddy or int(self.private[pfn]) != order:
+    def note_free(
+        self,
+        where: _List,
+        pfns: NDArray[np.int64],
+        flags: NDArray[np.int64],
+        pages: NDArray[np.int64],
+        heads: NDArray[np.int64],
+    ) -> None:
+        """Note blocks of the buddy lists, and see that they are where they belong."""
+        order = where.order
+        self.reported[pages] = self.flags[heads] & PG_reported != 0
+        wrong = (self.types[pfns] != PGTY_buddy) | (self.private[pfns] != order)
+        if wrong.any():
+            pfn = int(pfns[np.argmax(wrong)])
             found("rot", "a block on a free list is not marked free, or with another order", pfn, order=order)
-        first, last = pfn >> PAGEBLOCK_ORDER, (pfn + (1 << order) - 1) >> PAGEBLOCK_ORDER
-        types = self.mem.pageblock[first : last + 1] & PB_MIGRATETYPE_MASK
-        if (types != where.migratetype).any() or int(self.zone[pfn]) != where.zone:
+        wrong = (self.blocks[pages >> PAGEBLOCK_ORDER] != where.migratetype) | (self.zone[pages] != where.zone)
+        if wrong.any():
+            pfn = int(heads[np.argmax(wrong)])
             found(
                 "rot", "a block is on the list of another zone or migrate type than its own", pfn, order=order
             )
-        self.nr_free[where.zone, order] += 1
-        self.free_pages[where.zone, where.migratetype] += 1 << order
+        self.nr_free[where.zone, order] += len(pfns)
+        self.free_pages[where.zone, where.migratetype] += len(pages)
 
     def check_counters(self) -> None:
         """Compare what was counted with what the guest counts."""
@@ -275,19 +313,22 @@ class _Walk:
             (self.types == PGTY_offline) != (self.place == BALLOON),
             "a page says that it is in the balloon and is not",
         )
-        for pfn in np.flatnonzero(free & heads & (self.order < PAGEBLOCK_ORDER)).tolist():
-            order = int(self.order[pfn])
-            buddy = pfn ^ (1 << order)
-            there = buddy + (1 << order) <= n and free[buddy] and heads[buddy]
-            if there and self.order[buddy] == order and self.zone[buddy] == self.zone[pfn]:
-                found("rot", "two free buddies were not merged", pfn, order=order)
+        pfns = np.flatnonzero(free & heads & (self.order < PAGEBLOCK_ORDER))
+        buddies = pfns ^ np.left_shift(1, self.order[pfns].astype(np.int64))
+        inside = buddies < n
+        pfns, buddies = pfns[inside], buddies[inside]
+        unmerged = free[buddies] & heads[buddies] & (self.order[buddies] == self.order[pfns])
+        unmerged &= self.zone[buddies] == self.zone[pfns]
+        if unmerged.any():
+            pfn = int(pfns[np.argmax(unmerged)])
+            found("rot", "two free buddies were not merged", pfn, order=int(self.order[pfn]))
 
     def check_owned(self, private: NDArray[np.bool_] | None) -> None:
         """See that what has an owner carries nothing of what the free lists know."""
         owned = self.place == OWNED
         allowed = np.full(self.n, PG_head | PG_reserved, dtype=np.int64)
         if private is not None:
-            allowed[private] |= PG_zeroed
+            allowed[private] |= PG_private | PG_uptodate | PG_dirty | PG_referenced
         wrong = self.flags & PAGE_FLAGS_CHECK_AT_PREP & ~allowed
         self.none(owned & (wrong & PG_zeroed != 0), "the mark of a zero page has reached an owner, or nobody")
         self.none(
@@ -322,7 +363,7 @@ def take_inventory(mem: Memory, private: NDArray[np.bool_] | None = None) -> Inv
 
     Args:
         mem: the guest's arrays.
-        private: pages whose owners use PG_private for themselves.
+        private: pages whose owners use flags for themselves.
 
     Raises:
         Violated: a list, counter or flag is as it must never be.
@@ -332,6 +373,8 @@ def take_inventory(mem: Memory, private: NDArray[np.bool_] | None = None) -> Inv
     linked = (walk.next[walk.n :] != heads) & (walk.next[walk.n :] != LIST_POISON)
     for head in heads[linked].tolist():
         walk.walk(head)
+    if walk.noted != np.count_nonzero(walk.place):
+        found("rot", "a page is on two lists, or inside a block that is on one")
     walk.check_counters()
     walk.check_pages()
     walk.check_owned(private)

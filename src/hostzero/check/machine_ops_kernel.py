@@ -21,7 +21,6 @@ from hostzero.mm.gfp import (
     USER_ADDR_NONE,
 )
 from hostzero.mm.mmzone import NO_PAGE
-from hostzero.mm.page_flags import PG_private
 from hostzero.units import Pfn
 
 if TYPE_CHECKING:
@@ -48,8 +47,7 @@ def kernel_block(world: World, order: int, movable: int, wish: int, node: int, f
     if fate in {KEEP, PRIVATE} and len(world.blocks) < MOST_KEPT:
         world.blocks.append((pfn, order, 0x77))
         if fate == PRIVATE:
-            world.mem.mem_map["flags_f"][pfn : pfn + (1 << order)] |= PG_private
-            world.private[pfn : pfn + (1 << order)] = True
+            world.use_flags(pfn, order)
     elif fate in {NOLOCK, NOLOCK_PCP}:
         with mm.zone_lock(zone, cpu=cpu if fate == NOLOCK_PCP else None):
             mm.free_pages_nolock(pfn, order, cpu=cpu)
@@ -75,19 +73,11 @@ def kernel_block(world: World, order: int, movable: int, wish: int, node: int, f
 
 @operation(when=lambda world: bool(world.blocks), which=MOST_KEPT - 1, zeroed=1)
 def free_kernel_block(world: World, which: int, zeroed: int) -> None:
-    """A block is freed, as zero by an owner who has made it so, or with PG_private still on it."""
+    """A block is freed, as zero by an owner who has made it so, or with the owner's flags still on it."""
     if not world.blocks:
         return
     pfn, order, _ = world.blocks.pop(which % len(world.blocks))
-    pages = slice(pfn, pfn + (1 << order))
-    config = world.mm.config
-    checked = (
-        config.debug_vm or config.page_poisoning or config.want_init_on_alloc or config.want_init_on_free
-    )
-    if checked:
-        # Where pages are checked, an owner that leaves its flag behind loses the page.
-        world.mem.mem_map["flags_f"][pages] &= ~PG_private
-    world.private[pages] = False
+    world.leave_flags(pfn, order)
     if zeroed % 2:
         world.bytes_of(pfn, order)[:] = 0
         world.host.shown(pfn, 1 << order)
@@ -109,6 +99,8 @@ def take_run(world: World, order: int, wish: int, node: int, only: int, user: in
     if pfn == NO_PAGE:
         return
     keep_run(world, world.runs, pfn, order, flags)
+    if user % 2:
+        world.use_flags(pfn, order)
     if only % 2 and int(world.mem.zone[int(world.mem.mem_map[pfn].zone)].node) != node:
         found("rot", "a range is of another node than the only one that was asked for", pfn, order=order)
 

@@ -24,12 +24,14 @@ from hostzero.driver import State, VirtioBalloon
 from hostzero.errors import DriverError, HostzeroError, MmError, OutOfMemory
 from hostzero.mm.cma import cma_release_frozen
 from hostzero.mm.contig import free_contig_frozen_range
-from hostzero.mm.page_flags import PG_hwpoison, PG_private
+from hostzero.mm.page_flags import PG_dirty, PG_hwpoison, PG_private, PG_referenced, PG_uptodate
 from hostzero.units import PAGE_SIZE, Pfn
 
 T = TypeVar("T")
 
 POISON: Final = 0xAA
+OWNERS_FLAGS: Final = PG_private | PG_uptodate | PG_dirty | PG_referenced
+"""What an owner may use for itself; two of them mean something else on a free list."""
 EVENTS: Final = 48
 """How many operations a page's history reaches back."""
 
@@ -42,7 +44,7 @@ class World:
         host: what the host has shown, and how it fails.
         users: the processes.
         blocks: blocks of the kernel: page, order, the byte they are full of.
-        private: pages whose owner uses PG_private for itself.
+        private: pages whose owner uses flags of theirs for itself.
         rows: which rows of the lifecycle table were exercised.
     """
 
@@ -140,13 +142,31 @@ class World:
         if fill is not None:
             content[:] = fill
 
+    def use_flags(self, pfn: int, order: int) -> None:
+        """Have an owner set flags on all of its pages, as a filesystem does."""
+        pages = slice(pfn, pfn + (1 << order))
+        self.mem.mem_map["flags_f"][pages] |= OWNERS_FLAGS
+        self.private[pages] = True
+
+    def leave_flags(self, pfn: int, order: int) -> None:
+        """Have an owner go: its flags stay, but for PG_private where that would lose the page."""
+        pages = slice(pfn, pfn + (1 << order))
+        config = self.mm.config
+        checks = config.debug_vm or config.page_poisoning
+        if self.private[pages].any() and (checks or config.want_init_on_alloc or config.want_init_on_free):
+            self.mem.mem_map["flags_f"][pages] &= ~PG_private
+        self.private[pages] = False
+
     def give_runs_back(self, count: int) -> None:
         """Free the oldest runs."""
         for _ in range(count):
             if self.runs:
+                self.leave_flags(*self.runs[0])
                 free_contig_frozen_range(self.mm, *self.runs.pop(0))
-            elif self.cma and not cma_release_frozen(self.mm, *self.cma.pop(0)):
-                found("rot", "the CMA area does not take back what it gave")
+            elif self.cma:
+                self.leave_flags(*self.cma[0])
+                if not cma_release_frozen(self.mm, *self.cma.pop(0)):
+                    found("rot", "the CMA area does not take back what it gave")
 
     def mapped_at(self, pfn: int) -> tuple[User, int] | None:
         """Return the user and the page number at which an anonymous page is mapped."""
@@ -368,8 +388,7 @@ class World:
             file.file.close()
         self.files.clear()
         for pfn, order, _ in self.blocks:
-            self.private[pfn : pfn + (1 << order)] = False
-            self.mem.mem_map["flags_f"][pfn : pfn + (1 << order)] &= ~PG_private
+            self.leave_flags(pfn, order)
             self.mm.free_pages(Pfn(pfn), order)
         self.blocks.clear()
         self.give_runs_back(len(self.runs) + len(self.cma))
