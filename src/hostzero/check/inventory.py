@@ -126,7 +126,8 @@ class _Walk:
         self.next, self.prev = pages["lru_next"], pages["lru_prev"]
         self.following: list[int] = self.next.tolist()
         self.blocks = mem.pageblock & PB_MIGRATETYPE_MASK
-        self.noted = 0
+        self.lists: list[tuple[_List, int, int]] = []
+        self.listed: list[int] = []
         self.flags = pages["flags_f"][:n].copy()
         self.types = pages["page_type"][:n].copy()
         self.private = pages["private"]
@@ -167,7 +168,7 @@ class _Walk:
         return None
 
     def walk(self, head: int) -> None:
-        """Follow one list and note its blocks."""
+        """Follow one list and remember its blocks."""
         where = self.list_of(head)
         if head == self.waiting:
             return  # huge pages that left their pool are somebody's until hugetlb has the word
@@ -182,79 +183,59 @@ class _Walk:
                 found("rot", "a list's links do not match", pfns[-1] if pfns else None)
             pfns.append(pfn)
             pfn = following[pfn]
-        here = np.array(pfns, dtype=np.int64)
-        wrong = self.prev[here] != np.concatenate([[head], here[:-1]])
-        if wrong.any():
-            found("rot", "a list's links do not match", int(here[np.argmax(wrong)]))
         if int(self.prev[head]) != pfns[-1]:
             found("rot", "a list's links do not match", pfns[-1])
-        self.note(where, here)
+        self.lists.append((where, head, len(pfns)))
+        self.listed += pfns
 
-    def note(self, where: _List, pfns: NDArray[np.int64]) -> None:
-        """Note the blocks of a list."""
-        orders = self.private[pfns] if where.order == _OWN_ORDER else np.full(len(pfns), where.order)
-        least, most = int(orders.min()), int(orders.max())
-        sizes = np.left_shift(1, np.clip(orders, 0, 18))
-        wrong = (orders < 0) | (orders > 18) | (pfns & (sizes - 1) != 0) | (pfns + sizes > self.n)
-        if wrong.any():
-            found("rot", "a block on a list is unaligned or has no order", int(pfns[np.argmax(wrong)]))
-        flags = self.flags[pfns]
-        if where.place == POOL:
-            zeroed = self.private[pfns] & HPG_zeroed != 0
-        else:
-            zeroed = flags & PG_zeroed != 0
-        pages, heads = pfns, pfns
-        if least == most:
-            if most:
-                pages = (pfns[:, None] + np.arange(1 << most)).ravel()
-                heads, zeroed = np.repeat(pfns, 1 << most), np.repeat(zeroed, 1 << most)
-        else:
-            heads, zeroed = np.repeat(pfns, sizes), np.repeat(zeroed, sizes)
-            pages = heads + np.arange(len(heads)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        self.noted += len(pages)
-        if self.place[pages].any():
-            pfn = int(pages[np.argmax(self.place[pages] != 0)])
-            found("rot", "a page is on two lists, or inside a block that is on one", pfn)
-        self.place[pages] = where.place
-        self.head[pages] = heads
-        self.order[pages] = most if least == most else np.repeat(orders, sizes)
-        self.zeroed[pages] = zeroed
-        if where.place == FREE:
-            self.note_free(where, pfns, flags, pages, heads)
-        elif where.place == BALLOON:
-            self.balloon += len(pfns)
-        elif where.place == POOL:
-            self.pools[where.migratetype, where.zone] += len(pfns)
-        elif (self.zone[pfns] != where.zone).any():
-            found("rot", "a block is on the list of another zone than its own", int(pfns[0]))
-        elif where.place == PARKED:
-            self.parked[where.cpu * len(self.deferred) + where.zone] += len(pages)
-        else:
-            self.deferred[where.zone] += len(pages)
+    def note(self) -> None:
+        """Note the blocks of all lists, at once."""
+        if not self.lists:
+            return
+        counts = [count for _, _, count in self.lists]
+        table = np.array([[*where, head] for where, head, _ in self.lists], dtype=np.int64)
+        first = np.cumsum(counts) - counts
+        place, zone, order, kind, cpu, head = np.repeat(table, counts, axis=0).T
+        pfns = np.array(self.listed, dtype=np.int64)
+        before = np.concatenate([head[:1], pfns[:-1]])
+        before[first] = table[:, -1]
+        self.none_of(pfns, self.prev[pfns] != before, "a list's links do not match")
+        order = np.where(order == _OWN_ORDER, self.private[pfns], order)
+        sizes = np.left_shift(1, np.clip(order, 0, 18))
+        wrong = (order < 0) | (order > 18) | (pfns & (sizes - 1) != 0) | (pfns + sizes > self.n)
+        self.none_of(pfns, wrong, "a block on a list is unaligned or has no order")
+        flags, private = self.flags[pfns], self.private[pfns]
+        zeroed = np.where(place == POOL, private & HPG_zeroed != 0, flags & PG_zeroed != 0)
+        # One entry a page from here on.
+        heads = np.repeat(pfns, sizes)
+        pages = heads + np.arange(len(heads)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        block = np.repeat(np.arange(len(pfns)), sizes)
+        self.place[pages] = place[block]
+        if len(pages) != np.count_nonzero(self.place):
+            twice = np.bincount(pages, minlength=self.n) > 1
+            self.none(twice, "a page is on two lists, or inside a block that is on one")
+        self.head[pages], self.order[pages], self.zeroed[pages] = heads, order[block], zeroed[block]
+        free = place == FREE
+        self.reported[pages] = (free & (flags & PG_reported != 0))[block]
+        wrong = free & ((self.types[pfns] != PGTY_buddy) | (private != order))
+        self.none_of(pfns, wrong, "a block on a free list is not marked free, or with another order")
+        strange = (place != BALLOON) & (place != POOL) & (self.zone[pfns] != zone)
+        strange[block] |= free[block] & (self.blocks[pages >> PAGEBLOCK_ORDER] != kind[block])
+        self.none_of(
+            pfns, strange, "a block is on the list of another zone or migrate type than its own"
+        )
+        np.add.at(self.nr_free, (zone[free], order[free]), 1)
+        np.add.at(self.free_pages, (zone[free], kind[free]), sizes[free])
+        parked, deferred, pool = place == PARKED, place == DEFERRED, place == POOL
+        np.add.at(self.parked, (cpu * len(self.deferred) + zone)[parked], sizes[parked])
+        np.add.at(self.deferred, zone[deferred], sizes[deferred])
+        np.add.at(self.pools, (kind[pool], zone[pool]), 1)
+        self.balloon = int(np.count_nonzero(place == BALLOON))
 
-    def note_free(
-        self,
-        where: _List,
-        pfns: NDArray[np.int64],
-        flags: NDArray[np.int64],
-        pages: NDArray[np.int64],
-        heads: NDArray[np.int64],
-    ) -> None:
-        """Note blocks of the buddy lists, and see that they are where they belong."""
-        order = where.order
-        self.reported[pages] = self.flags[heads] & PG_reported != 0
-        wrong = (self.types[pfns] != PGTY_buddy) | (self.private[pfns] != order)
+    def none_of(self, pfns: NDArray[np.int64], wrong: NDArray[np.bool_], what: str) -> None:
+        """Stop if something is wrong with any of some blocks."""
         if wrong.any():
-            pfn = int(pfns[np.argmax(wrong)])
-            found("rot", "a block on a free list is not marked free, or with another order", pfn, order=order)
-        wrong = (self.blocks[pages >> PAGEBLOCK_ORDER] != where.migratetype) | (self.zone[pages] != where.zone)
-        if wrong.any():
-            pfn = int(heads[np.argmax(wrong)])
-            found(
-                "rot", "a block is on the list of another zone or migrate type than its own", pfn, order=order
-            )
-        self.nr_free[where.zone, order] += len(pfns)
-        self.free_pages[where.zone, where.migratetype] += len(pages)
+            found("rot", what, int(pfns[np.argmax(wrong)]))
 
     def check_counters(self) -> None:
         """Compare what was counted with what the guest counts."""
@@ -373,8 +354,7 @@ def take_inventory(mem: Memory, private: NDArray[np.bool_] | None = None) -> Inv
     linked = (walk.next[walk.n :] != heads) & (walk.next[walk.n :] != LIST_POISON)
     for head in heads[linked].tolist():
         walk.walk(head)
-    if walk.noted != np.count_nonzero(walk.place):
-        found("rot", "a page is on two lists, or inside a block that is on one")
+    walk.note()
     walk.check_counters()
     walk.check_pages()
     walk.check_owned(private)
