@@ -221,9 +221,7 @@ class _Walk:
         self.none_of(pfns, wrong, "a block on a free list is not marked free, or with another order")
         strange = (place != BALLOON) & (place != POOL) & (self.zone[pfns] != zone)
         strange[block] |= free[block] & (self.blocks[pages >> PAGEBLOCK_ORDER] != kind[block])
-        self.none_of(
-            pfns, strange, "a block is on the list of another zone or migrate type than its own"
-        )
+        self.none_of(pfns, strange, "a block is on the list of another zone or migrate type than its own")
         np.add.at(self.nr_free, (zone[free], order[free]), 1)
         np.add.at(self.free_pages, (zone[free], kind[free]), sizes[free])
         parked, deferred, pool = place == PARKED, place == DEFERRED, place == POOL

@@ -85,8 +85,17 @@ def history_of(events: Iterable[tuple[str, Moment]], pfn: int) -> tuple[str, ...
 class Laws:
     """The laws, between two moments."""
 
-    def __init__(self, before: Moment, after: Moment, host: Host, *, isolates: bool) -> None:
-        """Compare; `isolates` says that the operation takes blocks off the lists by design."""
+    def __init__(self, before: Moment, after: Moment, host: Host, *, isolates: bool, unasked: bool) -> None:
+        """Compare.
+
+        Args:
+            before: the operation.
+            after: it.
+            host: what it has shown meanwhile.
+            isolates: the operation takes blocks off the lists by design.
+            unasked: the operation asks for no memory that is zero.
+        """
+        self.unasked = unasked
         self.before, self.after = before, after
         self.reports, self.granted = host.reports, host.granted
         self.delta = {name: after.counters[name] - before.counters[name] for name in COUNTERS}
@@ -116,9 +125,11 @@ class Laws:
             Violated: one was not.
         """
         self.claims_do_not_multiply()
+        vm = mem.vm[0]
+        if self.unasked and not vm.init_on_alloc and not vm.init_on_free:
+            self.nothing_is_zeroed_unasked()
         if not self.quiet:
             return
-        vm = mem.vm[0]
         allocated, freed = self.delta["pgalloc"], self.delta["pgfree"]
         if not self.reported:
             if not freed or not allocated:
@@ -126,7 +137,7 @@ class Laws:
             if not freed and vm.page_reporting_enabled:
                 self.news_is_kept()
             if not freed and not vm.init_on_free and not vm.zero_in_caller:
-                self.known_pages_are_not_zeroed()
+                self.known_pages_are_not_zeroed(mem)
         elif not freed and not allocated and self.after.reporting[1] == self.before.reporting[1]:
             self.nothing_is_told_twice()
             self.answers_are_taken(mem)
@@ -166,12 +177,20 @@ class Laws:
             if before.head[pfn] == before.head[pfn + (1 << order) - 1]:
                 found("lost", "a part of a reported block is not reported any more", pfn, order=order)
 
-    def known_pages_are_not_zeroed(self) -> None:
-        """No more is zeroed than what was taken and was not known to be zero."""
+    def nothing_is_zeroed_unasked(self) -> None:
+        """Nothing is zeroed if nobody has asked for zeros."""
+        if self.delta["zeroed_bytes"]:
+            found("lost", "memory was zeroed, and nobody had asked for zeros")
+
+    def known_pages_are_not_zeroed(self, mem: Memory) -> None:
+        """No more is zeroed than what was taken, was not known to be zero and is not overwritten at once."""
         before, after = self.before.pages, self.after.pages
         taken = (before.place != OWNED) & ((after.place == OWNED) | (after.place == BALLOON))
         taken &= before.place != BALLOON
         unknown = int(np.count_nonzero(taken & ~before.zeroed))
+        read_in = self.delta["pswpin"] if not mem.vm[0].init_on_alloc else 0
+        if self.delta["zeroed_bytes"] > (int(np.count_nonzero(taken)) - read_in) << PAGE_SHIFT:
+            found("lost", "a page that is overwritten at once was zeroed first")
         if self.delta["zeroed_bytes"] > unknown << PAGE_SHIFT:
             known = taken & before.zeroed
             pfn = int(np.argmax(known)) if known.any() else None

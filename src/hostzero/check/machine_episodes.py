@@ -39,7 +39,11 @@ _BETWEEN: Final[tuple[_Move, ...]] = (
 )
 BETWEEN: Final[_Move] = ("between",)
 
-_LOOK: Final[tuple[_Move, ...]] = (("populate", ANY, ANY, ANY), ("touch", ANY, ANY, ANY), ("read", ANY, ANY, ANY))
+_LOOK: Final[tuple[_Move, ...]] = (
+    ("populate", ANY, ANY, ANY),
+    ("touch", ANY, ANY, ANY),
+    ("read", ANY, ANY, ANY),
+)
 _DROP: Final[tuple[_Move, ...]] = (
     ("munmap", ANY, 0, ANY),
     ("dontneed", ANY, 0, ANY),
@@ -59,6 +63,7 @@ EPISODES: Final[tuple[tuple[_Move, ...], ...]] = (
     (("flush", 0), ("mmap", ANY, (4, 5), 2), DROP, BETWEEN, ("mmap", ANY, (4, 5), (2, 3)), LOOK),
     # out to the swap area and back
     (
+        ("needs", "swap_pages"),
         ("mmap", ANY, (1, 2, 3), 1),
         ("advise", ANY, 0, ANY, 0),
         BETWEEN,
@@ -109,6 +114,7 @@ EPISODES: Final[tuple[tuple[_Move, ...], ...]] = (
         LOOK,
     ),
     (
+        ("needs", "gigantic"),
         ("resize_gigantic_pool", ANY, 1),
         ("mmap_huge", ANY, 0, (0, 1), 1, 5),
         LOOK,
@@ -119,8 +125,14 @@ EPISODES: Final[tuple[tuple[_Move, ...], ...]] = (
         LOOK,
     ),
     # ranges and CMA, out of memory that was written, or reported, or both
-    (("take_run", ANY, ANY, ANY, ANY, ANY), BETWEEN, ("give_runs_back", ANY), ("take_run", ANY, ANY, ANY, ANY, ANY)),
     (
+        ("take_run", ANY, ANY, ANY, ANY, ANY),
+        BETWEEN,
+        ("give_runs_back", ANY),
+        ("take_run", ANY, ANY, ANY, ANY, ANY),
+    ),
+    (
+        ("needs", "cma"),
         ("mmap", ANY, (3, 4), 1),
         DROP,
         BETWEEN,
@@ -156,7 +168,14 @@ EPISODES: Final[tuple[tuple[_Move, ...], ...]] = (
         LOOK,
     ),
     # the balloon
-    (("balloon", (2, 3, 4)), BETWEEN, ("migrate_balloon", ANY, ANY), ("balloon", 0), ("mmap", ANY, ANY, 2), LOOK),
+    (
+        ("balloon", (2, 3, 4)),
+        BETWEEN,
+        ("migrate_balloon", ANY, ANY),
+        ("balloon", 0),
+        ("mmap", ANY, ANY, 2),
+        LOOK,
+    ),
     (
         ("host_lies", ANY, ANY, ANY),
         ("balloon", (3, 4)),
@@ -198,14 +217,26 @@ EPISODES: Final[tuple[tuple[_Move, ...], ...]] = (
         LOOK,
     ),
 )
-"""Lives of each kind of memory."""
+"""Lives of each kind of memory; one that needs something of the guest is lived often where it is."""
+OFTEN: Final = 5
+
+
+def episodes_of(setup: dict[str, Any]) -> list[tuple[_Move, ...]]:
+    """Return the episodes that a guest can live, each as often as it is to be drawn."""
+    able: list[tuple[_Move, ...]] = []
+    for episode in EPISODES:
+        if episode[0][0] != "needs":
+            able.append(episode)
+        elif setup[episode[0][1]]:
+            able += [episode[1:]] * OFTEN
+    return able
 
 
 def steps_of(world: World, table: dict[str, Operation], move: int) -> Iterator[list[Any]]:
     """Yield the steps that a drawn number stands for; each is looked for when the one before is done."""
     source = random.Random(move)
     if source.randrange(HALF):
-        for part in source.choice(EPISODES):
+        for part in source.choice(episodes_of(world.setup)):
             step = _step(table, part, source)
             if step is not None and table[step[0]].when(world):
                 yield step

@@ -44,12 +44,14 @@ def with_device(world: World, call: Callable[[], object]) -> None:
 @operation(weight=3, budget=len(BUDGETS) - 1)
 def flush(world: World, budget: int) -> None:
     """Free memory is reported now."""
+    world.unasked = True
     with_device(world, lambda: world.machine.flush(BUDGETS[budget % len(BUDGETS)]))
 
 
 @operation(weight=3, pages=len(TARGETS) - 1)
 def balloon(world: World, pages: int) -> None:
     """The host wants a balloon of another size."""
+    world.unasked = True
     world.balloon(min(TARGETS[pages % len(TARGETS)], world.pages // 5) * PAGE_SIZE)
 
 
@@ -96,6 +98,7 @@ def inhibit(world: World, allow: int) -> None:
 @operation(isolates=True, when=lambda world: world.mm.balloon.count > 0, at=4095, count=15)
 def migrate_balloon(world: World, at: int, count: int) -> None:
     """Pages are moved out of a range, among them pages of the balloon."""
+    world.unasked = True
     before = world.before
     if before is None:
         return

@@ -33,6 +33,7 @@ def mmap_huge(world: World, user: int, pages: int, flags: int, gigantic: int, wh
     if which < len(world.files):
         file, order, offset = world.files[which], 9, which % 2
         wanted |= MAP_SHARED
+    world.unasked = True
     wanted |= MAP_HUGETLB | (order + 12) << MAP_HUGE_SHIFT
     with suppress(OutOfMemory):
         start = owner.process.mmap(
@@ -52,6 +53,7 @@ def mmap_huge(world: World, user: int, pages: int, flags: int, gigantic: int, wh
 @operation(isolates=True, count=4, overcommit=4)
 def resize_pool(world: World, count: int, overcommit: int) -> None:
     """Change how many huge pages there are, and how many more there may be."""
+    world.unasked = True
     world.mm.hugetlb.set_nr_hugepages(count % 5)
     world.mm.hugetlb.set_nr_overcommit(overcommit % 5)
 

@@ -37,6 +37,7 @@ def kernel_block(world: World, order: int, movable: int, wish: int, node: int, f
     mm, cpu, flags = world.mm, world.nr_cpus - 1, WISHES[wish % 4]
     gfp = (GFP_HIGHUSER_MOVABLE if movable % 2 else GFP_KERNEL) | GFP_NORETRY | flags
     order %= 11
+    world.unasked = not flags & GFP_ZERO
     try:
         pfn = mm.alloc_pages(gfp, order, cpu=cpu, node=node % world.nr_nodes)
     except OutOfMemory:
@@ -95,6 +96,7 @@ def take_run(world: World, order: int, wish: int, node: int, only: int, user: in
     order, node, flags = order % 12, node % world.nr_nodes, WISHES[wish % 4]
     gfp = GFP_KERNEL | flags | (GFP_THISNODE if only % 2 else 0)
     address = 0x1234_5000 if user % 2 and flags & GFP_COMP else USER_ADDR_NONE
+    world.unasked = not flags & GFP_ZERO
     pfn = alloc_contig_frozen_pages_user(world.mm, order, gfp, node, address)
     if pfn == NO_PAGE:
         return
@@ -118,6 +120,7 @@ def take_from_cma(world: World, order: int, zero: int) -> None:
     """A folio is taken out of the CMA area."""
     if world.mm.cma.count and len(world.cma) < 3:
         flags = GFP_ZERO if zero % 2 else 0
+        world.unasked = not flags
         pfn = cma_alloc_frozen_compound(world.mm, order % 12, flags)
         if pfn != NO_PAGE:
             keep_run(world, world.cma, pfn, order % 12, flags)
@@ -132,6 +135,7 @@ def give_runs_back(world: World, count: int) -> None:
 @operation(isolates=True)
 def compact(world: World) -> None:
     """All memory is compacted."""
+    world.unasked = True
     world.mm.compact_memory()
 
 

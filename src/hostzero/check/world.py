@@ -30,6 +30,8 @@ from hostzero.units import PAGE_SIZE, Pfn
 T = TypeVar("T")
 
 POISON: Final = 0xAA
+READ_AGAIN: Final = 4
+"""A page that stays where it is is read every so many steps, where time is short."""
 OWNERS_FLAGS: Final = PG_private | PG_uptodate | PG_dirty | PG_referenced
 """What an owner may use for itself; two of them mean something else on a free list."""
 EVENTS: Final = 48
@@ -46,10 +48,15 @@ class World:
         blocks: blocks of the kernel: page, order, the byte they are full of.
         private: pages whose owner uses flags of theirs for itself.
         rows: which rows of the lifecycle table were exercised.
+        unasked: the operation asks for no memory that is zero.
     """
 
-    def __init__(self, setup: dict[str, Any]) -> None:
-        """Boot on memory full of dirt."""
+    def __init__(self, setup: dict[str, Any], *, thorough: bool = True) -> None:
+        """Boot on memory full of dirt; read every page after every step only if `thorough`."""
+        self.thorough = thorough
+        self.turn = 0
+        self.seen: tuple[Any, ...] = ()
+        self.unasked = False
         self.setup = setup = checked(setup)
         self.ram, self.machine = boot(setup)
         self.mm = self.machine.mm
@@ -217,9 +224,18 @@ class World:
 
     def moment(self) -> Moment:
         """Walk every list of the guest, and ask the host what it backs."""
-        reporting = self.mm.page_reporting
+        reporting, mem = self.mm.page_reporting, self.mem
+        # Of what decides where a page is: much of what can happen changes nothing of it.
+        arrays = (mem.mem_map, mem.zone, mem.pcp, mem.hstate, mem.pageblock, mem.compound_head, self.private)
+        balloon = (int(mem.vm[0].nr_balloon_pages), int(mem.vm[0].nr_balloon_isolated))
+        seen = (balloon, *(array.tobytes() for array in arrays))
+        if seen != self.seen or self.before is None:
+            pages = take_inventory(mem, self.private if self.private.any() else None)
+            self.seen = seen
+        else:
+            pages = self.before.pages
         return Moment(
-            take_inventory(self.mem, self.private if self.private.any() else None),
+            pages,
             backed_pages(self.ram),
             counters_of(self.mem),
             (reporting.report_calls, reporting.failed_calls),
@@ -243,6 +259,7 @@ class World:
 
     def _check(self) -> None:
         now = self.moment()
+        self.turn += 1
         self.events.append((self.step, now))
         pages = now.pages
         self.claims_are_true(now)
@@ -251,14 +268,14 @@ class World:
         self.free_pages_hold_their_promise(now)
         self.counters_are_right(now)
         if self.before is not None:
-            laws = Laws(self.before, now, self.host, isolates=self.isolates)
+            laws = Laws(self.before, now, self.host, isolates=self.isolates, unasked=self.unasked)
             laws.check(self.mem)
             if self.untouched:
                 laws.untouched_pages_stay_absent(self.mem)
             self.rows.update(rows_of(self.before, now, laws.delta, self.host, self.step))
         self.host.reports.clear()
         self.host.granted = 0
-        self.isolates = self.untouched = False
+        self.isolates = self.untouched = self.unasked = False
         self.before = now
 
     def claims_are_true(self, now: Moment) -> None:
@@ -315,9 +332,17 @@ class World:
         self.host.zero &= unowned
         self.host.told &= unowned
 
+    def due(self, pages: Inventory) -> NDArray[np.bool_]:
+        """Return which pages to read: those that have come from elsewhere, and each every few steps."""
+        if self.thorough or self.before is None:
+            return np.ones(self.pages, dtype=np.bool_)
+        due: NDArray[np.bool_] = pages.place != self.before.pages.place
+        due[self.turn % READ_AGAIN :: READ_AGAIN] = True
+        return due
+
     def owners_read_theirs(self, now: Moment) -> None:
         """Whatever somebody has written is there, and what nobody has written is zero."""
-        contents = Contents(self.mm, now.pages, now.backed)
+        contents = Contents(self.mm, now.pages, now.backed, self.due(now.pages))
         for user in self.users:
             contents.user(user)
         for file in self.files:
@@ -345,7 +370,7 @@ class World:
             free &= lines == 0
         wrong = np.flatnonzero(free & ~now.backed) if value else np.zeros(0, dtype=np.int64)
         if not len(wrong):
-            backed = np.flatnonzero(free & now.backed)
+            backed = np.flatnonzero(free & now.backed & self.due(now.pages))
             wrong = backed[wrong_bytes(self.mm.ram_bytes.view(np.uint64), backed, value)]
         if len(wrong):
             what = "a free page does not hold what init_on_free or poisoning promises"
@@ -376,6 +401,7 @@ class World:
         Raises:
             Violated: something is.
         """
+        self.thorough = True
         self.host.faults.clear()
         self.host.lies.clear()
         self.host.silent = 0

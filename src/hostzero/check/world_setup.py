@@ -91,7 +91,7 @@ def mm_config(setup: dict[str, Any]) -> MmConfig:
     return MmConfig(
         zones=zones if setup["two_nodes"] else (),
         cma_pages=cma,
-        gigantic_order=GIGANTIC if setup["gigantic"] and setup["mib"] == 32 else 0,
+        gigantic_order=GIGANTIC if setup["gigantic"] and setup["mib"] >= 16 else 0,
         swap_size=setup["swap_pages"] * PAGE_SIZE,
         nr_cpus=setup["nr_cpus"],
         thp=setup["thp"],
