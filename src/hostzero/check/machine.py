@@ -39,7 +39,7 @@ MOVES: Final = 40 if COMPILER_ON else 16
 """How many moves an example makes: single operations, and episodes of some."""
 MOST_MOVES: Final = 1 << 24
 """Hypothesis draws evenly up to here."""
-SMALL: Final = (4, 4, 4, 8)
+SMALL: Final = (8, 8, 8, 4)
 """Sizes, in MiB, of guests that run uncompiled."""
 SPECIALS: Final[tuple[dict[str, Any], ...]] = (
     {"cma": True, "two_nodes": False},

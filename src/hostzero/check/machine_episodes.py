@@ -149,7 +149,7 @@ EPISODES: Final[tuple[tuple[_Move, ...], ...]] = (
         BETWEEN,
         ("kernel_block", ANY, ANY, (1, 3), ANY, ANY),
     ),
-    (("kernel_block", ANY, ANY, ANY, ANY, (2, 3)), BETWEEN, ("mmap", ANY, ANY, 2), LOOK),
+    (("kernel_block", ANY, ANY, ANY, ANY, (2, 3, 8)), BETWEEN, ("mmap", ANY, ANY, 2), LOOK),
     (
         ("kernel_block", (0, 1, 3), ANY, ANY, ANY, (4, 5)),
         ("kernel_block", (0, 1, 3), ANY, ANY, ANY, (4, 5, 6)),
@@ -157,11 +157,26 @@ EPISODES: Final[tuple[tuple[_Move, ...], ...]] = (
         ("kernel_block", (0, 1, 3), ANY, (1, 3), ANY, ANY),
         LOOK,
     ),
+    # owners that leave their flags behind, where nobody looks
+    (
+        ("needs", "unchecked"),
+        ("flush", ANY),
+        ("kernel_block", ANY, ANY, ANY, ANY, (7, 9)),
+        ("kernel_block", (0, 1, 2), ANY, ANY, ANY, 9),
+        ("free_kernel_block", ANY, 0),
+        ("take_run", ANY, ANY, ANY, ANY, 1),
+        ("give_runs_back", ANY),
+        ("mmap", ANY, ANY, (2, 3)),
+        LOOK,
+    ),
     # fragmented memory, and a large block wanted
     (
         ("mmap", ANY, (4, 5), (1, 2)),
+        ("mmap", ANY, (4, 5), (1, 2)),
         ("balloon", ANY),
         ("thin_out", ANY, ANY),
+        ("thin_out", ANY, ANY),
+        ("kernel_block", (3, 8, 9), ANY, ANY, ANY, 8),
         ("kernel_block", (7, 8, 9, 10), ANY, (0, 3), ANY, 0),
         ("kernel_block", (8, 9), ANY, ANY, ANY, 0),
         ("compact",),
@@ -200,6 +215,7 @@ EPISODES: Final[tuple[tuple[_Move, ...], ...]] = (
     (
         ("flush", 0),
         ("kernel_block", (0, 1, 3), ANY, ANY, ANY, (2, 4, 5)),
+        ("kernel_block", (0, 1, 3, 9), ANY, ANY, ANY, 8),
         ("balloon", ANY),
         (("hibernate", "suspend", "reset_device"),),
         ("balloon", ANY),
@@ -227,9 +243,17 @@ def episodes_of(setup: dict[str, Any]) -> list[tuple[_Move, ...]]:
     for episode in EPISODES:
         if episode[0][0] != "needs":
             able.append(episode)
-        elif setup[episode[0][1]]:
+        elif has(setup, episode[0][1]):
             able += [episode[1:]] * OFTEN
     return able
+
+
+def has(setup: dict[str, Any], need: str) -> bool:
+    """Return whether a guest has what an episode needs."""
+    if need == "unchecked":
+        # Where pages are checked, an owner's flag would cost the page.
+        return not any(setup[name] for name in ("debug_vm", "page_poisoning", "init_on_alloc", "init_on_free"))
+    return bool(setup[need])
 
 
 def steps_of(world: World, table: dict[str, Operation], move: int) -> Iterator[list[Any]]:

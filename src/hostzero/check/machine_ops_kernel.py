@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from hostzero.check.inventory import found
 from hostzero.check.machine_ops import operation
 from hostzero.errors import OutOfMemory
+from hostzero.mm.buddy import FPI_TRYLOCK, FPI_ZEROED
 from hostzero.mm.cachealias import evict, evict_all
 from hostzero.mm.cma import cma_alloc_frozen_compound
 from hostzero.mm.contig import alloc_contig_frozen_pages_user
@@ -21,6 +22,7 @@ from hostzero.mm.gfp import (
     USER_ADDR_NONE,
 )
 from hostzero.mm.mmzone import NO_PAGE
+from hostzero.mm.page_free import __free_frozen_pages
 from hostzero.units import Pfn
 
 if TYPE_CHECKING:
@@ -28,10 +30,10 @@ if TYPE_CHECKING:
 
 WISHES = (0, GFP_ZERO, GFP_COMP, GFP_ZERO | GFP_COMP)
 MOST_KEPT = 12
-KEEP, FREE, NOLOCK, NOLOCK_PCP, ZEROED, PUT_ZEROED, SHARED, PRIVATE = range(8)
+KEEP, FREE, NOLOCK, NOLOCK_PCP, ZEROED, PUT_ZEROED, SHARED, PRIVATE, NOLOCK_ZEROED, FLAGGED = range(10)
 
 
-@operation(weight=3, order=10, movable=1, wish=3, node=1, fate=7)
+@operation(weight=3, order=10, movable=1, wish=3, node=1, fate=9)
 def kernel_block(world: World, order: int, movable: int, wish: int, node: int, fate: int) -> None:
     """A block is taken, written, and freed in one of several ways; some stay."""
     mm, cpu, flags = world.mm, world.nr_cpus - 1, WISHES[wish % 4]
@@ -52,6 +54,12 @@ def kernel_block(world: World, order: int, movable: int, wish: int, node: int, f
     elif fate in {NOLOCK, NOLOCK_PCP}:
         with mm.zone_lock(zone, cpu=cpu if fate == NOLOCK_PCP else None):
             mm.free_pages_nolock(pfn, order, cpu=cpu)
+    elif fate == NOLOCK_ZEROED:
+        world.bytes_of(pfn, order)[:] = 0
+        world.host.shown(pfn, 1 << order)
+        record._refcount = 0
+        with mm.zone_lock(zone, cpu=cpu):
+            __free_frozen_pages(mm.mem, pfn, order, FPI_TRYLOCK | FPI_ZEROED, cpu)
     elif fate in {ZEROED, PUT_ZEROED} and (fate == ZEROED or order == 0 or flags & GFP_COMP):
         world.bytes_of(pfn, order)[:] = 0
         world.host.shown(pfn, 1 << order)
@@ -69,6 +77,9 @@ def kernel_block(world: World, order: int, movable: int, wish: int, node: int, f
         world.bytes_of(pfn, order)[:] = 0x78
         mm.free_pages(pfn, order, cpu=cpu)
     else:
+        if fate == FLAGGED:
+            world.use_flags(pfn, order)
+            world.leave_flags(pfn, order)
         mm.free_pages(pfn, order, cpu=cpu)
 
 
