@@ -46,6 +46,12 @@ def test_numbers_of_numpy_can_be_written() -> None:
     assert ours[1].zone == 1
 
 
+def test_a_record_can_be_copied(both: tuple[Any, Any]) -> None:
+    _, ours = both
+    ours[2:4] = ours[0]
+    assert ours["private"].tolist() == [3, 1, 3, 3]
+
+
 def test_a_record_keeps_its_array() -> None:
     record = np.ones(2, dtype=PAGE_DTYPE).view(Records)[1]
     _ = [np.zeros(2, dtype=PAGE_DTYPE) for _ in range(64)]

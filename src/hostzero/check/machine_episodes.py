@@ -53,7 +53,15 @@ _DROP: Final[tuple[_Move, ...]] = (
 )
 LOOK: Final[_Move] = ("look",)
 DROP: Final[_Move] = ("drop",)
-GROUPS: Final = {"between": _BETWEEN, "look": _LOOK, "drop": _DROP}
+_HOST: Final[tuple[_Move, ...]] = (
+    ("host_fails", ANY, ANY, ANY),
+    ("host_fails", 0, ANY, 0),
+    ("host_lies", ANY, ANY, ANY),
+    ("host_reorders",),
+    ("inhibit", ANY),
+)
+HOST: Final[_Move] = ("host",)
+GROUPS: Final = {"host": _HOST, "between": _BETWEEN, "look": _LOOK, "drop": _DROP}
 
 EPISODES: Final[tuple[tuple[_Move, ...], ...]] = (
     # what a process has: pages and huge pages, at any address
@@ -192,9 +200,11 @@ EPISODES: Final[tuple[tuple[_Move, ...], ...]] = (
         LOOK,
     ),
     (
-        ("host_lies", ANY, ANY, ANY),
-        ("balloon", (3, 4)),
-        ("host_lies", ANY, ANY, ANY),
+        HOST,
+        ("balloon", (2, 3, 4)),
+        HOST,
+        ("migrate_balloon", ANY, ANY),
+        HOST,
         ("balloon", (1, 2, 5)),
         BETWEEN,
         ("balloon", (0, 1)),
@@ -204,9 +214,11 @@ EPISODES: Final[tuple[tuple[_Move, ...], ...]] = (
     (
         ("mmap", ANY, (3, 4), 1),
         ("munmap", ANY, ANY, ANY),
-        ("host_fails", ANY, ANY, ANY),
+        ("thin_out", ANY, ANY),
+        HOST,
+        HOST,
         ("flush", 0),
-        ("host_lies", ANY, ANY, ANY),
+        HOST,
         ("flush", 0),
         ("mmap", ANY, ANY, 2),
     ),
@@ -225,7 +237,10 @@ EPISODES: Final[tuple[tuple[_Move, ...], ...]] = (
     # memory that breaks
     (
         ("flush", 0),
+        ("mmap", ANY, ANY, (1, 2)),
         ("break_page", ANY, ANY),
+        ("break_page", ANY, (2, 3)),
+        ("mmap", ANY, (1, 2), (1, 2)),
         BETWEEN,
         ("repair_page", ANY),
         BETWEEN,
@@ -252,7 +267,9 @@ def has(setup: dict[str, Any], need: str) -> bool:
     """Return whether a guest has what an episode needs."""
     if need == "unchecked":
         # Where pages are checked, an owner's flag would cost the page.
-        return not any(setup[name] for name in ("debug_vm", "page_poisoning", "init_on_alloc", "init_on_free"))
+        return not any(
+            setup[name] for name in ("debug_vm", "page_poisoning", "init_on_alloc", "init_on_free")
+        )
     return bool(setup[need])
 
 

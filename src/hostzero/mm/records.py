@@ -127,6 +127,10 @@ class Records(np.recarray[Any, Any]):
         self._made[int(index)] = record
         return record
 
+    def __setitem__(self, index: Any, value: Any) -> None:
+        """Copy a record, or whatever a `recarray` takes."""
+        super().__setitem__(index, value._array[value._at] if isinstance(value, _Record) else value)
+
 
 def as_records(array: Any) -> Any:
     """Return an array of records whose fields are attributes, in the form that suits the compiler."""
