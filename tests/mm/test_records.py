@@ -36,6 +36,8 @@ def test_a_record_is_live(both: tuple[Any, Any]) -> None:
     assert record.private == 7
     record.flags_f |= 1 << 14
     assert theirs[2].flags_f == 1 << 14
+    record["order"] = 9
+    assert theirs[2].order == 9
 
 
 def test_numbers_of_numpy_can_be_written() -> None:

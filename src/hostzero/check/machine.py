@@ -317,7 +317,7 @@ def _example(run: _Run, table: dict[str, Operation], setup: dict[str, Any], move
     try:
         for place, move in enumerate(moves):
             # The same number is another move elsewhere: Hypothesis likes to draw a number again.
-            for step in steps_of(world, table, (salt << 32) + move * MOVES + place):
+            for step in steps_of(world, table, (salt << 32) + move * MOVES + place, first=place == 0):
                 if not (len(step) == 1 and run.steps[-1:] == [step]):
                     # Else: without arguments, and nothing in between: the same again.
                     _do(run, world, step)

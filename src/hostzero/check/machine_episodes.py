@@ -63,7 +63,7 @@ _HOST: Final[tuple[_Move, ...]] = (
 HOST: Final[_Move] = ("host",)
 GROUPS: Final = {"host": _HOST, "between": _BETWEEN, "look": _LOOK, "drop": _DROP}
 
-EPISODES: Final[tuple[tuple[_Move, ...], ...]] = (
+_ALL: Final[tuple[tuple[_Move, ...], ...]] = (
     # what a process has: pages and huge pages, at any address
     (("mmap", ANY, (2, 3, 4, 5), 1), DROP, BETWEEN, ("mmap", ANY, ANY, (2, 3)), LOOK),
     (("flush", 0), ("mmap", ANY, (3, 4, 5), ANY), ("fill", ANY, ANY, ANY, ANY), DROP, ("mmap", ANY, ANY, 2)),
@@ -248,18 +248,19 @@ EPISODES: Final[tuple[tuple[_Move, ...], ...]] = (
         LOOK,
     ),
 )
-"""Lives of each kind of memory; one that needs something of the guest is lived often where it is."""
-OFTEN: Final = 5
+EPISODES: Final = tuple(sorted(_ALL, key=lambda episode: episode[0][0] == "needs"))
+"""Lives of each kind of memory; those that need something of the guest are at the end."""
+COMMON: Final = tuple(episode for episode in EPISODES if episode[0][0] != "needs")
+OFTEN: Final = 8
+"""How often an episode is there that needs something, where it is."""
 
 
 def episodes_of(setup: dict[str, Any]) -> list[tuple[_Move, ...]]:
-    """Return the episodes that a guest can live, each as often as it is to be drawn."""
-    able: list[tuple[_Move, ...]] = []
-    for episode in EPISODES:
-        if episode[0][0] != "needs":
-            able.append(episode)
-        elif has(setup, episode[0][1]):
-            able += [episode[1:]] * OFTEN
+    """Return the episodes that a guest can live, the common ones first, each as often as it is drawn."""
+    able = list(COMMON)
+    for (_, need), *episode in EPISODES[len(COMMON) :]:
+        if has(setup, need):
+            able += [tuple(episode)] * OFTEN
     return able
 
 
@@ -273,11 +274,20 @@ def has(setup: dict[str, Any], need: str) -> bool:
     return bool(setup[need])
 
 
-def steps_of(world: World, table: dict[str, Operation], move: int) -> Iterator[list[Any]]:
-    """Yield the steps that a drawn number stands for; each is looked for when the one before is done."""
+def steps_of(
+    world: World, table: dict[str, Operation], move: int, *, first: bool = False
+) -> Iterator[list[Any]]:
+    """Yield the steps that a drawn number stands for; each is looked for when the one before is done.
+
+    The first move of all is what this guest can do and others cannot: later memory may be too
+    scattered for it.
+    """
     source = random.Random(move)
-    if source.randrange(HALF):
-        for part in source.choice(episodes_of(world.setup)):
+    if first or source.randrange(HALF):
+        able = episodes_of(world.setup)
+        if first and len(able) > len(COMMON):
+            able = able[len(COMMON) :]
+        for part in source.choice(able):
             step = _step(table, part, source)
             if step is not None and table[step[0]].when(world):
                 yield step

@@ -41,9 +41,19 @@ class _Record(ctypes.Structure):
     _at: int
     _array: Any
 
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """What the record is made of."""
+        dtype: np.dtype[Any] = self._array.dtype
+        return dtype
+
     def __getitem__(self, name: str) -> Any:
         """Return a field by its name, as a record of numpy's does."""
         return getattr(self, name)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        """Write a field by its name."""
+        setattr(self, name, value)
 
 
 def _number(field: Any) -> property:
