@@ -42,6 +42,9 @@ COUNTERS: Final = (
     "nr_bad_pages",
 )
 
+MOVES: Final = ("compact_stall", "pgmigrate_success", "pgmigrate_fail")
+"""Counters that say that pages were moved, or were to be."""
+
 
 class Moment(NamedTuple):
     """What is known of a guest between two operations.
@@ -103,16 +106,7 @@ class Laws:
         self.reported = after.reporting != before.reporting
         self.quiet = (
             not isolates
-            and not any(
-                delta[name]
-                for name in (
-                    "allocstall",
-                    "alloc_fail",
-                    "compact_stall",
-                    "pgmigrate_success",
-                    "pgmigrate_fail",
-                )
-            )
+            and not any(delta[name] for name in ("allocstall", "alloc_fail", *MOVES))
             and not after.counters["num_poisoned_pages"]
             and not before.counters["num_poisoned_pages"]
             and not delta["nr_bad_pages"]
@@ -126,7 +120,9 @@ class Laws:
         """
         self.claims_do_not_multiply()
         vm = mem.vm[0]
-        if self.unasked and not vm.init_on_alloc and not vm.init_on_free:
+        # A huge page that is moved may be split first, and its table is zeroed.
+        moved = any(delta for name, delta in self.delta.items() if name in {*MOVES, "allocstall"})
+        if self.unasked and not moved and not vm.init_on_alloc and not vm.init_on_free:
             self.nothing_is_zeroed_unasked()
         if not self.quiet:
             return

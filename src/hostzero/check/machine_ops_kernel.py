@@ -146,7 +146,6 @@ def give_runs_back(world: World, count: int) -> None:
 @operation(isolates=True)
 def compact(world: World) -> None:
     """All memory is compacted."""
-    world.unasked = True
     world.mm.compact_memory()
 
 
