@@ -61,3 +61,13 @@ def test_a_number_is_the_same_steps_each_time() -> None:
     assert seen == [played(move) for move in range(12)]
     assert any(len(steps) > 2 for steps in seen)
     assert all(isinstance(argument, int) for steps in seen for step in steps for argument in step[1:])
+
+
+def test_a_guest_begins_with_what_it_alone_can_do() -> None:
+    def names(setup: dict[str, Any], first: int) -> list[str]:
+        with World(setup) as world:
+            return [step[0] for step in steps_of(world, OPERATIONS, 5, first=first)]
+
+    assert "take_from_cma" in names(plain_setup(cma=True, mib=8), 3)
+    # Without anything of its own it begins with one episode after the other.
+    assert len({tuple(names(plain_setup(), first)) for first in range(6)}) > 3

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 Steps = list[list[Any]]
 
 SHRINK_SECONDS: Final = 20.0
-MOVES: Final = 40 if COMPILER_ON else 16
+MOVES: Final = 40 if COMPILER_ON else 8
 """How many moves an example makes: single operations, and episodes of some."""
 MOST_MOVES: Final = 1 << 24
 """Hypothesis draws evenly up to here."""
@@ -305,6 +305,7 @@ def _example(run: _Run, table: dict[str, Operation], setup: dict[str, Any], move
         # again: so each has something special in turn, and its moves are its own.
         setup |= {"gigantic": False} | SPECIALS[(run.machines + run.seed) % len(SPECIALS)]
     salt = 0 if COMPILER_ON else run.machines
+    turn = None if COMPILER_ON else run.machines + run.seed
     if setup["gigantic"]:
         setup["mib"] = max(setup["mib"], 16 if not setup["cma"] else 32)
     run.setup, run.steps, run.machines = setup, [], run.machines + 1
@@ -317,7 +318,9 @@ def _example(run: _Run, table: dict[str, Operation], setup: dict[str, Any], move
     try:
         for place, move in enumerate(moves):
             # The same number is another move elsewhere: Hypothesis likes to draw a number again.
-            for step in steps_of(world, table, (salt << 32) + move * MOVES + place, first=place == 0):
+            for step in steps_of(
+                world, table, (salt << 32) + move * MOVES + place, first=None if place else turn
+            ):
                 if not (len(step) == 1 and run.steps[-1:] == [step]):
                     # Else: without arguments, and nothing in between: the same again.
                     _do(run, world, step)

@@ -275,18 +275,22 @@ def has(setup: dict[str, Any], need: str) -> bool:
 
 
 def steps_of(
-    world: World, table: dict[str, Operation], move: int, *, first: bool = False
+    world: World, table: dict[str, Operation], move: int, *, first: int | None = None
 ) -> Iterator[list[Any]]:
     """Yield the steps that a drawn number stands for; each is looked for when the one before is done.
 
-    The first move of all is what this guest can do and others cannot: later memory may be too
-    scattered for it.
+    Args:
+        world: where they are done.
+        table: the operations that there are.
+        move: the drawn number.
+        first: not drawn is what a guest begins with, when its memory is in large blocks: that
+            which it can do and others cannot, or else the episode with this number.
     """
     source = random.Random(move)
-    if first or source.randrange(HALF):
+    if first is not None or source.randrange(HALF):
         able = episodes_of(world.setup)
-        if first and len(able) > len(COMMON):
-            able = able[len(COMMON) :]
+        if first is not None:
+            able = able[len(COMMON) :] or [COMMON[first % len(COMMON)]]
         for part in source.choice(able):
             step = _step(table, part, source)
             if step is not None and table[step[0]].when(world):
