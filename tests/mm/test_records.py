@@ -52,6 +52,9 @@ def test_a_record_can_be_copied(both: tuple[Any, Any]) -> None:
     _, ours = both
     ours[2:4] = ours[0]
     assert ours["private"].tolist() == [3, 1, 3, 3]
+    copied = ours[1].copy()
+    ours[1].private = 8
+    assert copied.private == 1
 
 
 def test_a_record_keeps_its_array() -> None:

@@ -51,6 +51,10 @@ class _Record(ctypes.Structure):
         """Return a field by its name, as a record of numpy's does."""
         return getattr(self, name)
 
+    def copy(self) -> Any:
+        """Return a record of the same numbers that is not in the array."""
+        return self._array[self._at : self._at + 1].copy().view(Records)[0]
+
     def __setitem__(self, name: str, value: Any) -> None:
         """Write a field by its name."""
         setattr(self, name, value)
