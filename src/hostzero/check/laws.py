@@ -185,7 +185,7 @@ class Laws:
         taken &= before.place != BALLOON
         unknown = int(np.count_nonzero(taken & ~before.zeroed))
         read_in = self.delta["pswpin"] if not mem.vm[0].init_on_alloc else 0
-        if self.delta["zeroed_bytes"] > (int(np.count_nonzero(taken)) - read_in) << PAGE_SHIFT:
+        if read_in and self.delta["zeroed_bytes"] > (int(np.count_nonzero(taken)) - read_in) << PAGE_SHIFT:
             found("lost", "a page that is overwritten at once was zeroed first")
         if self.delta["zeroed_bytes"] > unknown << PAGE_SHIFT:
             known = taken & before.zeroed

@@ -86,8 +86,8 @@ def use_file(world: World, which: int, what: int, first: int, count: int) -> Non
         elif what == 1:
             file.file.punch_hole(first * size, count * size)
             file.content[first * HUGE_PAGES : (first + count) * HUGE_PAGES] = 0
-        elif what == 2 and first < len(file.file.pages) and file.file.pages[first] == NO_PAGE:
-            file.file.memfd_alloc_folio(first)
+        elif what == 2 and len(holes := np.flatnonzero(file.file.pages == NO_PAGE)):
+            file.file.memfd_alloc_folio(int(holes[first % len(holes)]))
         elif what == 3:
             file.file.truncate(first * size)
             file.content[first * HUGE_PAGES :] = 0
