@@ -56,6 +56,7 @@ class World:
         self.thorough = thorough
         self.turn = 0
         self.seen: tuple[Any, ...] = ()
+        self.gigantic = 0
         self.unasked = False
         self.setup = setup = checked(setup)
         self.ram, self.machine = boot(setup)
@@ -268,7 +269,9 @@ class World:
         self.free_pages_hold_their_promise(now)
         self.counters_are_right(now)
         if self.before is not None:
-            laws = Laws(self.before, now, self.host, isolates=self.isolates, unasked=self.unasked)
+            # A gigantic page is made of a range that is isolated, in a fault too.
+            isolates = self.isolates or self.gigantic != int(self.mem.hstate[1].nr_huge_pages)
+            laws = Laws(self.before, now, self.host, isolates=isolates, unasked=self.unasked)
             laws.check(self.mem)
             if self.untouched:
                 laws.untouched_pages_stay_absent(self.mem)
@@ -276,6 +279,7 @@ class World:
         self.host.reports.clear()
         self.host.granted = 0
         self.isolates = self.untouched = self.unasked = False
+        self.gigantic = int(self.mem.hstate[1].nr_huge_pages)
         self.before = now
 
     def claims_are_true(self, now: Moment) -> None:
