@@ -42,13 +42,13 @@ MOST_MOVES: Final = 1 << 24
 SMALL: Final = (8, 8, 8, 4)
 """Sizes, in MiB, of guests that run uncompiled."""
 SPECIALS: Final[tuple[dict[str, Any], ...]] = (
-    {"cma": True, "two_nodes": False},
+    {"cma": True, "two_nodes": False, "mib": 8},
     {"init_on_free": True, "dcache_aliasing": True, "page_poisoning": False},
     {"debug_vm": False, "init_on_alloc": False, "init_on_free": False, "page_poisoning": False},
     {"gigantic": True},
     {"swap_pages": 64, "thp": "never"},
     {"page_poisoning": True},
-    {"features": 1, "anon_orders": (2, 4, 8), "confidential": False},
+    {"features": 1, "anon_orders": (2, 4, 8), "confidential": False, "mib": 8},
     {"two_nodes": True, "nr_cpus": 2},
     {"placement": "zero-aware", "page_poisoning": False},
     {"thp": "never", "anon_orders": (), "debug_vm": True},
@@ -303,7 +303,9 @@ def _example(run: _Run, table: dict[str, Operation], setup: dict[str, Any], move
     if not COMPILER_ON:
         # There is time for few machines, and what Hypothesis makes of the last one is much the same
         # again: so each has something special in turn, and its moves are its own.
-        setup |= {"gigantic": False} | SPECIALS[(run.machines + run.seed) % len(SPECIALS)]
+        setup |= {"gigantic": False, "cma": False, "swap_pages": 0} | SPECIALS[
+            (run.machines + run.seed) % len(SPECIALS)
+        ]
     salt = 0 if COMPILER_ON else run.machines
     turn = None if COMPILER_ON else run.machines + run.seed
     if setup["gigantic"]:
