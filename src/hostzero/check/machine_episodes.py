@@ -215,6 +215,7 @@ _ALL: Final[tuple[tuple[_Move, ...], ...]] = (
         ("mmap", ANY, (3, 4), 1),
         ("munmap", ANY, ANY, ANY),
         ("thin_out", ANY, ANY),
+        ("host_fails", ANY, ANY, ANY),
         HOST,
         HOST,
         ("flush", 0),
