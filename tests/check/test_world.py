@@ -280,3 +280,8 @@ def test_a_list_that_holds_a_page_twice() -> None:
         record.lru_next = made.mem.mem_map[following].lru_prev = small
         with pytest.raises(Violated):
             take_inventory(made.mem)
+
+
+def test_a_fault_that_zeroes_itself_backs_its_page() -> None:
+    with world(["flush", 0], ["mmap", 0, 4, 2], user_zeroing="caller", mib=8) as made:
+        made.close()

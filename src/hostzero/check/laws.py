@@ -218,7 +218,7 @@ class Laws:
     def untouched_pages_stay_absent(self, mem: Memory) -> None:
         """A huge page that was known to be zero, populated and not touched, costs the host nothing."""
         before, after = self.before.pages, self.after.pages
-        if not self.quiet or self.reported or self.delta["pgfree"]:
+        if not self.quiet or self.reported or self.delta["pgfree"] or mem.vm[0].zero_in_caller:
             return
         taken = (before.place != OWNED) & (before.place != POOL) & (after.place == OWNED) & before.zeroed
         fresh = taken & ~self.before.backed
