@@ -24,9 +24,9 @@ Numba release exactly. Without reference counting no array may be created in com
 so none is.
 
 With ``NUMBA_DISABLE_JIT=1`` the decorators return the function as it stands, for a
-debugger or for coverage. Integers then keep the width of the record's field, where
-compiled code widens to 64 bits: hence records hold 64-bit fields wherever bits are
-shifted.
+debugger or for coverage. Integers of a record are then Python's own (`mm.records`), those of
+other arrays keep their width, where compiled code widens to 64 bits: hence 64-bit fields
+wherever bits are shifted.
 
 Numba notices an edited function but not an edited callee in another file. The cache
 therefore lives in a directory named by a digest of all compiled sources, and an edit

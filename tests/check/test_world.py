@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from hostzero.check.host import HALF, LEAVE_RUBBISH, SAY_LESS, SAY_NOTHING
 from hostzero.check.inventory import BALLOON, FREE, OWNED, take_inventory
 from hostzero.check.machine_ops import load_operations, perform
 from hostzero.check.violation import Violated, Violation
-from hostzero.check.world import World
+from hostzero.check.world import READ_AGAIN, World
 from hostzero.check.world_setup import plain_setup
 from hostzero.mm.page_flags import PG_reported, PG_zeroed
 
@@ -191,4 +192,96 @@ def test_each_operation_can_be_the_first(name: str) -> None:
     with World(plain_setup(mib=4)) as made:
         perform(made, [name, *operation.most])
         perform(made, [name, *(0 for _ in operation.most)])
+        made.close()
+
+
+def test_zeros_that_nobody_asked_for() -> None:
+    def plant(made: World) -> None:
+        made.mem.vm[0].zeroed_bytes += 4096
+
+    with World(plain_setup()) as made:
+        perform(made, ["flush", 0])
+        operation = OPERATIONS["flush"]
+
+        def flush_and_zero(world: World, budget: int) -> None:
+            operation.run(world, budget)
+            plant(world)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(OPERATIONS, "flush", replace(operation, run=flush_and_zero))
+            with pytest.raises(Violated, match="nobody had asked for zeros"):
+                perform(made, ["flush", 0])
+
+
+def test_a_page_that_stays_is_read_after_a_few_steps() -> None:
+    with World(plain_setup(), thorough=False) as made:
+        perform(made, ["mmap", 0, 2, 1])
+        pfn = int(np.flatnonzero(made.mem.mem_map["mapping"][: made.pages])[0])
+        made.bytes_of(pfn, 0)[5] ^= 1
+
+        def wait() -> None:
+            for _ in range(READ_AGAIN):
+                perform(made, ["drain"])
+
+        with pytest.raises(Violated, match="does not hold what was written"):
+            wait()
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_an_owner_leaves_its_flags(checked: bool) -> None:
+    with World(plain_setup(debug_vm=checked, mib=8)) as made:
+        perform(made, ["kernel_block", 3, 0, 0, 0, 7])
+        assert made.private.sum() == 8
+        pfn = made.blocks[0][0]
+        perform(made, ["free_kernel_block", 0, 0])
+        assert not made.private.any()
+        assert not made.mem.mem_map[pfn].flags_f & PG_zeroed
+        perform(made, ["take_run", 2, 0, 0, 0, 1])
+        assert made.private.sum() == 4
+        made.close()
+
+
+def test_a_driver_of_another_kind_is_believed_bit_by_bit() -> None:
+    with World(plain_setup()) as made:
+        perform(made, ["foreign_reports", 0, 6, 1, 0b0101, 0])
+        assert made.before is not None
+        known = made.before.pages.zeroed
+        assert known.any()
+        assert (made.host.told & ~known).any()
+        assert not (known & ~made.host.zero).any()
+
+
+def test_a_driver_that_promises_nothing_is_not_believed() -> None:
+    with World(plain_setup()) as made:
+        perform(made, ["foreign_reports", 0, 6, 0, 0xFFFF, 0])
+        assert made.before is not None
+        assert made.host.told.any()
+        assert not made.before.pages.zeroed.any()
+
+
+def test_a_driver_fails_once() -> None:
+    with World(plain_setup()) as made:
+        perform(made, ["foreign_reports", 0, 6, 1, 0xFFFF, 1])
+        assert made.mm.page_reporting.failed_calls == 1
+        assert made.before is not None
+        assert made.before.pages.zeroed.any()
+
+
+def test_a_list_that_holds_a_page_twice() -> None:
+    with World(plain_setup()) as made:
+        assert made.before is not None
+        pages = made.before.pages
+        large = int(np.flatnonzero((pages.place == FREE) & (pages.order > 3))[0])
+        head, small = int(pages.head[large]), int(pages.head[large]) + 1
+        record, other = made.mem.mem_map[head], made.mem.mem_map[small]
+        # A page from inside the block follows it on its list.
+        following = int(record.lru_next)
+        other.lru_prev, other.lru_next, other.private = head, following, record.private
+        record.lru_next = made.mem.mem_map[following].lru_prev = small
+        with pytest.raises(Violated):
+            take_inventory(made.mem)
+
+
+def test_a_fault_that_zeroes_itself_backs_its_page() -> None:
+    with world(["flush", 0], ["mmap", 0, 4, 2], user_zeroing="caller", mib=8) as made:
         made.close()

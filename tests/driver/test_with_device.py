@@ -230,6 +230,23 @@ def test_out_of_memory_deflates(make_machine: MakeMachine) -> None:
     machine.verify()
 
 
+def test_a_probe_without_memory_says_so_to_the_device(make_machine: MakeMachine) -> None:
+    """The bits that are set stay set (virtio 1.3, 2.1.1): the error is the lack of memory and no other."""
+    machine = make_machine()
+    machine.driver.remove()
+    held = []
+    with pytest.raises(OutOfMemory):
+        while True:
+            held.append(machine.mm.alloc_pages(GFP_KERNEL))
+    with pytest.raises(OutOfMemory):
+        machine.driver.probe()
+    assert machine.device.status() & 0x83 == 0x83
+    for pfn in held:
+        machine.mm.free_pages(pfn)
+    machine.driver.probe()
+    assert machine.driver.state is State.ACTIVE
+
+
 def test_without_deflate_on_oom_memory_runs_out(make_machine: MakeMachine) -> None:
     features = DeviceConfig().features & ~(Feature.DEFLATE_ON_OOM | Feature.FREE_PAGE_HINT)
     machine = make_machine(DeviceConfig(features=features))

@@ -25,7 +25,7 @@ def test_a_record_reads_like_numpys(both: tuple[Any, Any]) -> None:
     for name in PAGE_DTYPE.names or ():
         for at in (0, 3, -1, np.int64(2)):
             assert getattr(ours[at], name) == getattr(theirs[at], name)
-            assert type(getattr(ours[at], name)) is type(getattr(theirs[at], name))
+            assert type(getattr(ours[at], name)) is int
             assert ours[at][name] == theirs[at][name]
 
 
@@ -36,6 +36,31 @@ def test_a_record_is_live(both: tuple[Any, Any]) -> None:
     assert record.private == 7
     record.flags_f |= 1 << 14
     assert theirs[2].flags_f == 1 << 14
+    record["order"] = 9
+    assert theirs[2].order == 9
+
+
+def test_numbers_of_numpy_can_be_written() -> None:
+    ours = np.zeros(2, dtype=PAGE_DTYPE).view(Records)
+    ours[1].private = np.int64(-5)
+    ours[1].zone = np.bool_(True)
+    assert ours["private"].tolist() == [0, -5]
+    assert ours[1].zone == 1
+
+
+def test_a_record_can_be_copied(both: tuple[Any, Any]) -> None:
+    _, ours = both
+    ours[2:4] = ours[0]
+    assert ours["private"].tolist() == [3, 1, 3, 3]
+    copied = ours[1].copy()
+    ours[1].private = 8
+    assert copied.private == 1
+
+
+def test_a_record_keeps_its_array() -> None:
+    record = np.ones(2, dtype=PAGE_DTYPE).view(Records)[1]
+    _ = [np.zeros(2, dtype=PAGE_DTYPE) for _ in range(64)]
+    assert record.private == 1
 
 
 def test_a_field_that_is_an_array_is_live_too() -> None:

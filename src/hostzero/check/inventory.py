@@ -32,10 +32,14 @@ from hostzero.mm.mmzone import (
 )
 from hostzero.mm.page_flags import (
     PAGE_FLAGS_CHECK_AT_PREP,
+    PG_dirty,
     PG_head,
     PG_hwpoison,
+    PG_private,
+    PG_referenced,
     PG_reported,
     PG_reserved,
+    PG_uptodate,
     PG_zeroed,
     PGTY_buddy,
     PGTY_hugetlb,
@@ -120,6 +124,10 @@ class _Walk:
         self.n = n = int(vm.nr_pages)
         pages = mem.mem_map
         self.next, self.prev = pages["lru_next"], pages["lru_prev"]
+        self.following: list[int] = self.next.tolist()
+        self.blocks = mem.pageblock & PB_MIGRATETYPE_MASK
+        self.lists: list[tuple[_List, int, int]] = []
+        self.listed: list[int] = []
         self.flags = pages["flags_f"][:n].copy()
         self.types = pages["page_type"][:n].copy()
         self.private = pages["private"]
@@ -160,7 +168,7 @@ class _Walk:
         return None
 
     def walk(self, head: int) -> None:
-        """Follow one list and note its blocks."""
+        """Follow one list and remember its blocks."""
         where = self.list_of(head)
         if head == self.waiting:
             return  # huge pages that left their pool are somebody's until hugetlb has the word
@@ -168,55 +176,64 @@ class _Walk:
             found(
                 "rot", "a list that must be empty between two operations holds a page", int(self.next[head])
             )
-        before, pfn = head, int(self.next[head])
+        pfns: list[int] = []
+        following, n, pfn = self.following, self.n, self.following[head]
         while pfn != head:
-            if not 0 <= pfn < self.n or int(self.prev[pfn]) != before:
-                found("rot", "a list's links do not match", pfn if 0 <= pfn < self.n else None)
-            self.note(where, pfn)
-            before, pfn = pfn, int(self.next[pfn])
-        if int(self.prev[head]) != before:
-            found("rot", "a list's links do not match", before)
+            if not 0 <= pfn < n or len(pfns) > n:
+                found("rot", "a list's links do not match", pfns[-1] if pfns else None)
+            pfns.append(pfn)
+            pfn = following[pfn]
+        if int(self.prev[head]) != pfns[-1]:
+            found("rot", "a list's links do not match", pfns[-1])
+        self.lists.append((where, head, len(pfns)))
+        self.listed += pfns
 
-    def note(self, where: _List, pfn: int) -> None:
-        """Note one block of a list."""
-        order = int(self.private[pfn]) if where.order == _OWN_ORDER else where.order
-        if not 0 <= order <= 18 or pfn & ((1 << order) - 1) or pfn + (1 << order) > self.n:
-            found("rot", "a block on a list is unaligned or has no order", pfn)
-        end = pfn + (1 << order)
-        if self.place[pfn:end].any():
-            found("rot", "a page is on two lists, or inside a block that is on one", pfn, order=order)
-        self.place[pfn:end] = where.place
-        self.head[pfn:end] = pfn
-        self.order[pfn:end] = order
-        flags = int(self.flags[pfn])
-        mark = int(self.private[pfn]) & HPG_zeroed if where.place == POOL else flags & PG_zeroed
-        self.zeroed[pfn:end] = bool(mark)
-        if where.place == FREE:
-            self.note_free(where, pfn, order, flags)
-        elif where.place == BALLOON:
-            self.balloon += 1
-        elif where.place == POOL:
-            self.pools[where.migratetype, where.zone] += 1
-        elif int(self.zone[pfn]) != where.zone:
-            found("rot", "a block is on the list of another zone than its own", pfn, order=order)
-        elif where.place == PARKED:
-            self.parked[where.cpu * len(self.deferred) + where.zone] += 1 << order
-        else:
-            self.deferred[where.zone] += 1 << order
+    def note(self) -> None:
+        """Note the blocks of all lists, at once."""
+        if not self.lists:
+            return
+        counts = [count for _, _, count in self.lists]
+        table = np.array([[*where, head] for where, head, _ in self.lists], dtype=np.int64)
+        first = np.cumsum(counts) - counts
+        place, zone, order, kind, cpu, head = np.repeat(table, counts, axis=0).T
+        pfns = np.array(self.listed, dtype=np.int64)
+        before = np.concatenate([head[:1], pfns[:-1]])
+        before[first] = table[:, -1]
+        self.none_of(pfns, self.prev[pfns] != before, "a list's links do not match")
+        order = np.where(order == _OWN_ORDER, self.private[pfns], order)
+        sizes = np.left_shift(1, np.clip(order, 0, 18))
+        wrong = (order < 0) | (order > 18) | (pfns & (sizes - 1) != 0) | (pfns + sizes > self.n)
+        self.none_of(pfns, wrong, "a block on a list is unaligned or has no order")
+        flags, private = self.flags[pfns], self.private[pfns]
+        zeroed = np.where(place == POOL, private & HPG_zeroed != 0, flags & PG_zeroed != 0)
+        # One entry a page from here on.
+        heads = np.repeat(pfns, sizes)
+        pages = heads + np.arange(len(heads)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        block = np.repeat(np.arange(len(pfns)), sizes)
+        self.place[pages] = place[block]
+        if len(pages) != np.count_nonzero(self.place):
+            twice = np.bincount(pages, minlength=self.n) > 1
+            self.none(twice, "a page is on two lists, or inside a block that is on one")
+        self.head[pages], self.order[pages], self.zeroed[pages] = heads, order[block], zeroed[block]
+        free = place == FREE
+        self.reported[pages] = (free & (flags & PG_reported != 0))[block]
+        wrong = free & ((self.types[pfns] != PGTY_buddy) | (private != order))
+        self.none_of(pfns, wrong, "a block on a free list is not marked free, or with another order")
+        strange = (place != BALLOON) & (place != POOL) & (self.zone[pfns] != zone)
+        strange[block] |= free[block] & (self.blocks[pages >> PAGEBLOCK_ORDER] != kind[block])
+        self.none_of(pfns, strange, "a block is on the list of another zone or migrate type than its own")
+        np.add.at(self.nr_free, (zone[free], order[free]), 1)
+        np.add.at(self.free_pages, (zone[free], kind[free]), sizes[free])
+        parked, deferred, pool = place == PARKED, place == DEFERRED, place == POOL
+        np.add.at(self.parked, (cpu * len(self.deferred) + zone)[parked], sizes[parked])
+        np.add.at(self.deferred, zone[deferred], sizes[deferred])
+        np.add.at(self.pools, (kind[pool], zone[pool]), 1)
+        self.balloon = int(np.count_nonzero(place == BALLOON))
 
-    def note_free(self, where: _List, pfn: int, order: int, flags: int) -> None:
-        """Note a block of the buddy lists, and see that it is where it belongs."""
-        self.reported[pfn : pfn + (1 << order)] = bool(flags & PG_reported)
-        if int(self.types[pfn]) != PGTY_buddy or int(self.private[pfn]) != order:
-            found("rot", "a block on a free list is not marked free, or with another order", pfn, order=order)
-        first, last = pfn >> PAGEBLOCK_ORDER, (pfn + (1 << order) - 1) >> PAGEBLOCK_ORDER
-        types = self.mem.pageblock[first : last + 1] & PB_MIGRATETYPE_MASK
-        if (types != where.migratetype).any() or int(self.zone[pfn]) != where.zone:
-            found(
-                "rot", "a block is on the list of another zone or migrate type than its own", pfn, order=order
-            )
-        self.nr_free[where.zone, order] += 1
-        self.free_pages[where.zone, where.migratetype] += 1 << order
+    def none_of(self, pfns: NDArray[np.int64], wrong: NDArray[np.bool_], what: str) -> None:
+        """Stop if something is wrong with any of some blocks."""
+        if wrong.any():
+            found("rot", what, int(pfns[np.argmax(wrong)]))
 
     def check_counters(self) -> None:
         """Compare what was counted with what the guest counts."""
@@ -275,19 +292,22 @@ class _Walk:
             (self.types == PGTY_offline) != (self.place == BALLOON),
             "a page says that it is in the balloon and is not",
         )
-        for pfn in np.flatnonzero(free & heads & (self.order < PAGEBLOCK_ORDER)).tolist():
-            order = int(self.order[pfn])
-            buddy = pfn ^ (1 << order)
-            there = buddy + (1 << order) <= n and free[buddy] and heads[buddy]
-            if there and self.order[buddy] == order and self.zone[buddy] == self.zone[pfn]:
-                found("rot", "two free buddies were not merged", pfn, order=order)
+        pfns = np.flatnonzero(free & heads & (self.order < PAGEBLOCK_ORDER))
+        buddies = pfns ^ np.left_shift(1, self.order[pfns].astype(np.int64))
+        inside = buddies < n
+        pfns, buddies = pfns[inside], buddies[inside]
+        unmerged = free[buddies] & heads[buddies] & (self.order[buddies] == self.order[pfns])
+        unmerged &= self.zone[buddies] == self.zone[pfns]
+        if unmerged.any():
+            pfn = int(pfns[np.argmax(unmerged)])
+            found("rot", "two free buddies were not merged", pfn, order=int(self.order[pfn]))
 
     def check_owned(self, private: NDArray[np.bool_] | None) -> None:
         """See that what has an owner carries nothing of what the free lists know."""
         owned = self.place == OWNED
         allowed = np.full(self.n, PG_head | PG_reserved, dtype=np.int64)
         if private is not None:
-            allowed[private] |= PG_zeroed
+            allowed[private] |= PG_private | PG_uptodate | PG_dirty | PG_referenced
         wrong = self.flags & PAGE_FLAGS_CHECK_AT_PREP & ~allowed
         self.none(owned & (wrong & PG_zeroed != 0), "the mark of a zero page has reached an owner, or nobody")
         self.none(
@@ -322,7 +342,7 @@ def take_inventory(mem: Memory, private: NDArray[np.bool_] | None = None) -> Inv
 
     Args:
         mem: the guest's arrays.
-        private: pages whose owners use PG_private for themselves.
+        private: pages whose owners use flags for themselves.
 
     Raises:
         Violated: a list, counter or flag is as it must never be.
@@ -332,6 +352,7 @@ def take_inventory(mem: Memory, private: NDArray[np.bool_] | None = None) -> Inv
     linked = (walk.next[walk.n :] != heads) & (walk.next[walk.n :] != LIST_POISON)
     for head in heads[linked].tolist():
         walk.walk(head)
+    walk.note()
     walk.check_counters()
     walk.check_pages()
     walk.check_owned(private)

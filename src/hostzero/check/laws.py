@@ -42,6 +42,9 @@ COUNTERS: Final = (
     "nr_bad_pages",
 )
 
+MOVES: Final = ("compact_stall", "pgmigrate_success", "pgmigrate_fail")
+"""Counters that say that pages were moved, or were to be."""
+
 
 class Moment(NamedTuple):
     """What is known of a guest between two operations.
@@ -85,8 +88,17 @@ def history_of(events: Iterable[tuple[str, Moment]], pfn: int) -> tuple[str, ...
 class Laws:
     """The laws, between two moments."""
 
-    def __init__(self, before: Moment, after: Moment, host: Host, *, isolates: bool) -> None:
-        """Compare; `isolates` says that the operation takes blocks off the lists by design."""
+    def __init__(self, before: Moment, after: Moment, host: Host, *, isolates: bool, unasked: bool) -> None:
+        """Compare.
+
+        Args:
+            before: the operation.
+            after: it.
+            host: what it has shown meanwhile.
+            isolates: the operation takes blocks off the lists by design.
+            unasked: the operation asks for no memory that is zero.
+        """
+        self.unasked = unasked
         self.before, self.after = before, after
         self.reports, self.granted = host.reports, host.granted
         self.delta = {name: after.counters[name] - before.counters[name] for name in COUNTERS}
@@ -94,16 +106,7 @@ class Laws:
         self.reported = after.reporting != before.reporting
         self.quiet = (
             not isolates
-            and not any(
-                delta[name]
-                for name in (
-                    "allocstall",
-                    "alloc_fail",
-                    "compact_stall",
-                    "pgmigrate_success",
-                    "pgmigrate_fail",
-                )
-            )
+            and not any(delta[name] for name in ("allocstall", "alloc_fail", *MOVES))
             and not after.counters["num_poisoned_pages"]
             and not before.counters["num_poisoned_pages"]
             and not delta["nr_bad_pages"]
@@ -116,9 +119,13 @@ class Laws:
             Violated: one was not.
         """
         self.claims_do_not_multiply()
+        vm = mem.vm[0]
+        # A huge page that is moved may be split first, and its table is zeroed.
+        moved = any(delta for name, delta in self.delta.items() if name in {*MOVES, "allocstall"})
+        if self.unasked and not moved and not vm.init_on_alloc and not vm.init_on_free:
+            self.nothing_is_zeroed_unasked()
         if not self.quiet:
             return
-        vm = mem.vm[0]
         allocated, freed = self.delta["pgalloc"], self.delta["pgfree"]
         if not self.reported:
             if not freed or not allocated:
@@ -126,7 +133,7 @@ class Laws:
             if not freed and vm.page_reporting_enabled:
                 self.news_is_kept()
             if not freed and not vm.init_on_free and not vm.zero_in_caller:
-                self.known_pages_are_not_zeroed()
+                self.known_pages_are_not_zeroed(mem)
         elif not freed and not allocated and self.after.reporting[1] == self.before.reporting[1]:
             self.nothing_is_told_twice()
             self.answers_are_taken(mem)
@@ -166,12 +173,20 @@ class Laws:
             if before.head[pfn] == before.head[pfn + (1 << order) - 1]:
                 found("lost", "a part of a reported block is not reported any more", pfn, order=order)
 
-    def known_pages_are_not_zeroed(self) -> None:
-        """No more is zeroed than what was taken and was not known to be zero."""
+    def nothing_is_zeroed_unasked(self) -> None:
+        """Nothing is zeroed if nobody has asked for zeros."""
+        if self.delta["zeroed_bytes"]:
+            found("lost", "memory was zeroed, and nobody had asked for zeros")
+
+    def known_pages_are_not_zeroed(self, mem: Memory) -> None:
+        """No more is zeroed than what was taken, was not known to be zero and is not overwritten at once."""
         before, after = self.before.pages, self.after.pages
         taken = (before.place != OWNED) & ((after.place == OWNED) | (after.place == BALLOON))
         taken &= before.place != BALLOON
         unknown = int(np.count_nonzero(taken & ~before.zeroed))
+        read_in = self.delta["pswpin"] if not mem.vm[0].init_on_alloc else 0
+        if read_in and self.delta["zeroed_bytes"] > (int(np.count_nonzero(taken)) - read_in) << PAGE_SHIFT:
+            found("lost", "a page that is overwritten at once was zeroed first")
         if self.delta["zeroed_bytes"] > unknown << PAGE_SHIFT:
             known = taken & before.zeroed
             pfn = int(np.argmax(known)) if known.any() else None
@@ -203,7 +218,7 @@ class Laws:
     def untouched_pages_stay_absent(self, mem: Memory) -> None:
         """A huge page that was known to be zero, populated and not touched, costs the host nothing."""
         before, after = self.before.pages, self.after.pages
-        if not self.quiet or self.reported or self.delta["pgfree"]:
+        if not self.quiet or self.reported or self.delta["pgfree"] or mem.vm[0].zero_in_caller:
             return
         taken = (before.place != OWNED) & (before.place != POOL) & (after.place == OWNED) & before.zeroed
         fresh = taken & ~self.before.backed

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
+from hostzero.check.machine_episodes import steps_of
 from hostzero.check.machine_ops import Operation, guard, load_operations, perform
 from hostzero.check.recording import Recording
 from hostzero.check.search import Findings, Limits, Progress
@@ -31,30 +32,30 @@ from hostzero.jit import COMPILER_ON
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from hypothesis.stateful import RuleBasedStateMachine
-
 Steps = list[list[Any]]
 
 SHRINK_SECONDS: Final = 20.0
-STEPS: Final = 60 if COMPILER_ON else 100
-STARTS: Final[tuple[tuple[int, Steps], ...]] = (
-    (4, [["host_fails", 0, 1, 0], ["flush", 0]]),
-    (4, [["flush", 0]]),
-    (
-        16,
-        [
-            ["resize_pool", 1, 3],
-            ["mmap_huge", 0, 1, 1, 0, 5],
-            ["populate", 0, 0, 0],
-            ["flush", 0],
-            ["touch", 0, 1, 0],
-        ],
-    ),
-    (4, [["balloon", 3], ["balloon", 1]]),
-    (4, [["balloon", 4], ["host_fails", 3, 0, 0], ["flush", 0], ["balloon", 2]]),
-    (4, []),
+MOVES: Final = 40 if COMPILER_ON else 8
+"""How many moves an example makes: single operations, and episodes of some."""
+MOST_MOVES: Final = 1 << 24
+"""Hypothesis draws evenly up to here."""
+SMALL: Final = (8, 8, 8, 4)
+"""Sizes, in MiB, of guests that run uncompiled."""
+SPECIALS: Final[tuple[dict[str, Any], ...]] = (
+    {"cma": True, "two_nodes": False, "mib": 8},
+    {"init_on_free": True, "dcache_aliasing": True, "page_poisoning": False},
+    {"debug_vm": False, "init_on_alloc": False, "init_on_free": False, "page_poisoning": False},
+    {"gigantic": True},
+    {"swap_pages": 64, "thp": "never"},
+    {"page_poisoning": True},
+    {"features": 1, "anon_orders": (2, 4, 8), "confidential": False, "mib": 8},
+    {"two_nodes": True, "nr_cpus": 2},
+    {"placement": "zero-aware", "page_poisoning": False},
+    {"thp": "never", "anon_orders": (), "debug_vm": True},
+    {"init_on_alloc": True, "page_poisoning": False},
+    {"features": 0, "backing": "memfd", "cma": True, "two_nodes": False},
 )
-"""What a guest begins with, and the MiB that it needs for it: memory of which only some is known."""
+"""What guests that run uncompiled have in turn; everything else of them is drawn."""
 EXAMPLES: Final = 200 if COMPILER_ON else 30
 """How many guests a round of Hypothesis boots; the next round draws from another seed."""
 
@@ -76,7 +77,8 @@ class _Stop(BaseException):
 class _Run:
     """One run of the search: how far it is, and what it found."""
 
-    def __init__(self, limits: Limits, progress: Progress) -> None:
+    def __init__(self, limits: Limits, seed: int, progress: Progress) -> None:
+        self.seed = seed
         self.started = self.told = time.perf_counter()
         self.end = self.started + limits.seconds
         self.progress = progress
@@ -146,8 +148,8 @@ class MachineSearch:
 
     def run(self, limits: Limits, seed: int, progress: Progress) -> Findings:
         """Search until something is found or the time is up."""
-        run = _Run(limits, progress)
-        with _no_files(), _no_warnings():
+        run = _Run(limits, seed, progress)
+        with _no_files(), _no_constants(), _no_warnings():
             for number in itertools.count():
                 _round(run, (seed << 16) + number)
                 if run.stopped:
@@ -193,6 +195,11 @@ def shrink(setup: dict[str, Any], steps: Steps, violation: Violation) -> tuple[R
         return same
 
     before = len(steps)
+    found, done = run_steps(setup, [step for step in steps if step != [END]], close=[END] in steps)
+    if found is not None:
+        # Looked at more closely, it may show earlier.
+        violation = best[""] = found
+        steps = steps[:done]
     short: Steps = list(shrink_steps(steps, lambda candidate: fails_with(setup, candidate)))
     for name, value in plain_setup().items():
         simpler = setup | {name: value}
@@ -232,16 +239,42 @@ def _no_files() -> Iterator[None]:
             configuration.set_hypothesis_home_dir(None)
 
 
-def _round(run: _Run, seed: int) -> None:
-    from hypothesis import HealthCheck, Phase, Verbosity, settings
-    from hypothesis import seed as seeded
-    from hypothesis.errors import Flaky
-    from hypothesis.stateful import run_state_machine_as_test
+@contextmanager
+def _no_constants() -> Iterator[None]:
+    # Hypothesis reads all of hostzero's source for numbers that it might draw. That takes a second,
+    # and numbers that stand for moves have nothing to do with them.
+    from hypothesis.internal.conjecture import providers
 
-    machine = seeded(seed)(_state_machine(run, load_operations()))
+    original = getattr(providers, "_get_local_constants", None)
+    if original is None:
+        yield
+        return
+    constants: Any = providers.__dict__["Constants"]()
+    providers._get_local_constants = lambda: constants
+    try:
+        yield
+    finally:
+        providers._get_local_constants = original
+
+
+def _round(run: _Run, seed: int) -> None:
+    from hypothesis import HealthCheck, Phase, Verbosity, given, settings, target
+    from hypothesis import seed as seeded
+    from hypothesis import strategies as st
+    from hypothesis.errors import Flaky
+
+    table = load_operations()
+    choices = {name: st.sampled_from(values) for name, values in CHOICES.items()}
+    if not COMPILER_ON:
+        # A guest's size is what everything costs then; a large one is for gigantic pages.
+        choices["mib"] = st.sampled_from(SMALL)
+
+    def example(setup: dict[str, Any], moves: list[int]) -> None:
+        reached = _example(run, table, dict(setup), moves)
+        target(float(reached), label="rows of the lifecycle table")
+
     options = settings(
         max_examples=EXAMPLES,
-        stateful_step_count=STEPS,
         database=None,
         deadline=None,
         derandomize=False,
@@ -251,8 +284,11 @@ def _round(run: _Run, seed: int) -> None:
         verbosity=Verbosity.quiet,
         suppress_health_check=list(HealthCheck),
     )
+    # One number a move: a draw for each argument would cost as much as the step itself.
+    move = st.integers(0, MOST_MOVES - 1)
+    drawn = given(setup=st.fixed_dictionaries(choices), moves=st.lists(move, min_size=MOVES, max_size=MOVES))
     try:
-        run_state_machine_as_test(machine, settings=options)
+        seeded(seed)(options(drawn(example)))()
     except _Stop:
         pass
     except Flaky:
@@ -261,79 +297,48 @@ def _round(run: _Run, seed: int) -> None:
             raise
 
 
-def _state_machine(run: _Run, table: dict[str, Operation]) -> type[RuleBasedStateMachine]:
-    """Return a state machine with one rule for each operation of the table."""
-    from hypothesis import strategies as st
-    from hypothesis import target
-    from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
-
-    # Hypothesis' types want one keyword an argument.
-    as_rule: Any = rule
-    as_start: Any = initialize
-
-    def boot(self: Any, start: int, **setup: Any) -> None:
-        run.look_at_the_clock()
-        least, first_steps = STARTS[start]
-        setup["mib"] = max(setup["mib"], 32 if setup["gigantic"] else least)
-        run.setup, run.steps, run.machines = setup, [], run.machines + 1
-        try:
-            self.world = World(setup)
-        except Violated as violated:
-            run.violation = violated.violation
-            run.stop()
-        for step in first_steps:
-            do_step(self, list(step))
-
-    def do_step(self: Any, step: list[Any]) -> None:
-        if len(step) == 1 and run.steps[-1:] == [step]:
-            return  # without arguments, and nothing in between: the same again
-        run.steps.append(step)
-        run.findings.operations += 1
-        _try(run, lambda: perform(self.world, step))
-        run.look_at_the_clock()
-
-    def teardown(self: Any) -> None:
-        world = getattr(self, "world", None)
-        if world is None:
-            return
-        try:
-            if run.violation is None and time.perf_counter() < run.end:
-                run.steps.append([END])
-                _try(run, lambda: guard(world, world.close, END))
-                target(float(len(world.rows)), label="rows of the lifecycle table")
-        finally:
-            run.findings.rows += world.rows
-            world.drop()
-
-    def rule_of(name: str, op: Operation) -> Any:
-        names = [f"a{i}" for i in range(len(op.most))]
-
-        def do(self: Any, **arguments: int) -> None:
-            do_step(self, [op.name, *(arguments[argument] for argument in names)])
-
-        do.__name__ = name
-        drawn: dict[str, Any] = {
-            argument: st.integers(0, most) for argument, most in zip(names, op.most, strict=True)
-        }
-        return precondition(lambda self: self.world is None or op.when(self.world))(as_rule(**drawn)(do))
-
-    # One that is to be drawn more often is there more often.
-    members: dict[str, Any] = {
-        f"{name}_{copy}": rule_of(f"{name}_{copy}", op)
-        for name, op in table.items()
-        for copy in range(op.weight)
-    }
-    choices: dict[str, Any] = {name: st.sampled_from(values) for name, values in CHOICES.items()}
+def _example(run: _Run, table: dict[str, Operation], setup: dict[str, Any], moves: Sequence[int]) -> int:
+    """Boot a machine, make the moves, give everything back; return how many rows were exercised."""
+    run.look_at_the_clock()
     if not COMPILER_ON:
-        # A guest's size is what everything costs then; a large one is for gigantic pages.
-        choices["mib"] = st.sampled_from((4, 4, 8, 8))
-    choices["start"] = st.integers(0, len(STARTS) - 1)
-    members |= {
-        "boot": as_start(**choices)(boot),
-        "teardown": teardown,
-        "world": None,
-    }
-    return type("Machine", (RuleBasedStateMachine,), members)
+        # There is time for few machines, and what Hypothesis makes of the last one is much the same
+        # again: so each has something special in turn, and its moves are its own.
+        setup |= {"gigantic": False, "cma": False, "swap_pages": 0} | SPECIALS[
+            (run.machines + run.seed) % len(SPECIALS)
+        ]
+    salt = 0 if COMPILER_ON else run.machines
+    turn = None if COMPILER_ON else run.machines + run.seed
+    if setup["gigantic"]:
+        setup["mib"] = max(setup["mib"], 16 if not setup["cma"] else 32)
+    run.setup, run.steps, run.machines = setup, [], run.machines + 1
+    try:
+        # A page that stays where it is is not read after each step: what is found is made short thoroughly.
+        world = World(setup, thorough=COMPILER_ON)
+    except Violated as violated:
+        run.violation = violated.violation
+        run.stop()
+    try:
+        for place, move in enumerate(moves):
+            # The same number is another move elsewhere: Hypothesis likes to draw a number again.
+            for step in steps_of(
+                world, table, (salt << 32) + move * MOVES + place, first=None if place else turn
+            ):
+                if not (len(step) == 1 and run.steps[-1:] == [step]):
+                    # Else: without arguments, and nothing in between: the same again.
+                    _do(run, world, step)
+        run.steps.append([END])
+        _try(run, lambda: guard(world, world.close, END))
+        return len(world.rows)
+    finally:
+        run.findings.rows += world.rows
+        world.drop()
+
+
+def _do(run: _Run, world: World, step: list[Any]) -> None:
+    run.steps.append(step)
+    run.findings.operations += 1
+    _try(run, lambda: perform(world, step))
+    run.look_at_the_clock()
 
 
 def _try(run: _Run, call: Any) -> None:

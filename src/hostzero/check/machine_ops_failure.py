@@ -18,9 +18,9 @@ MOST_BROKEN = 8
 RUBBISH = 0xE7
 
 
-@operation(isolates=True, at=65535, whose=2)
+@operation(isolates=True, at=65535, whose=3)
 def break_page(world: World, at: int, whose: int) -> None:
-    """The hardware reports a page: any one, a process's, or one that is known to be zero."""
+    """The hardware reports a page: any one, a process's, one known to be zero, or one that is parked."""
     before = world.before
     if len(world.broken) >= MOST_BROKEN or before is None:
         return
@@ -29,6 +29,8 @@ def break_page(world: World, at: int, whose: int) -> None:
         candidates = np.flatnonzero(world.mem.mem_map["mapping"][: world.pages])
     elif whose == 2:
         candidates = np.flatnonzero(before.pages.zeroed & (before.pages.place >= FREE))
+    elif whose == 3:
+        candidates = np.flatnonzero(before.pages.place == PARKED)
     if not len(candidates):
         return
     pfn = int(candidates[at % len(candidates)])

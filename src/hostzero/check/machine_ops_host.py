@@ -7,24 +7,26 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hostzero.check.host import FAULTS, LIES
+from hostzero.check.host import FAULTS, LIES, Report
 from hostzero.check.inventory import BALLOON
 from hostzero.check.machine_ops import operation
 from hostzero.check.world_setup import FEATURES
 from hostzero.driver import State
-from hostzero.errors import HostzeroError, OutOfMemory
+from hostzero.errors import DriverError, HostzeroError, OutOfMemory
 from hostzero.mm.gfp import GFP_HIGHUSER_MOVABLE, USER_ADDR_NONE
 from hostzero.mm.migrate import isolate_migratepages_range, migrate_pages
 from hostzero.mm.mmzone import NO_PAGE
 from hostzero.mm.page_alloc import alloc_from_zonelists
+from hostzero.mm.page_reporting import PageReportingDevInfo
 from hostzero.units import PAGE_SIZE, Pfn
 from hostzero.virtio.features import Feature
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from hostzero.check.world import World
 
+CAPACITIES = (3, 1, 0, 7)
 BUDGETS = (1 << 20, 1, 3)
 TARGETS = (0, 1, 20, 60, 150, 1500)
 SECONDS = (2.0, 0.5, 10.0)
@@ -42,12 +44,14 @@ def with_device(world: World, call: Callable[[], object]) -> None:
 @operation(weight=3, budget=len(BUDGETS) - 1)
 def flush(world: World, budget: int) -> None:
     """Free memory is reported now."""
+    world.unasked = True
     with_device(world, lambda: world.machine.flush(BUDGETS[budget % len(BUDGETS)]))
 
 
 @operation(weight=3, pages=len(TARGETS) - 1)
 def balloon(world: World, pages: int) -> None:
     """The host wants a balloon of another size."""
+    world.unasked = True
     world.balloon(min(TARGETS[pages % len(TARGETS)], world.pages // 5) * PAGE_SIZE)
 
 
@@ -94,6 +98,7 @@ def inhibit(world: World, allow: int) -> None:
 @operation(isolates=True, when=lambda world: world.mm.balloon.count > 0, at=4095, count=15)
 def migrate_balloon(world: World, at: int, count: int) -> None:
     """Pages are moved out of a range, among them pages of the balloon."""
+    world.unasked = True
     before = world.before
     if before is None:
         return
@@ -156,6 +161,60 @@ def reset_device(world: World) -> None:
 def replug(world: World, features: int) -> None:
     """The device is unplugged, and another one, which offers something else, is plugged in."""
     bind(world, lambda: world.plug(features % len(FEATURES)))
+
+
+@operation(isolates=True, weight=2, pages=3, order=10, trusted=1, bits=65535, fails=4)
+def foreign_reports(world: World, pages: int, order: int, trusted: int, bits: int, fails: int) -> None:
+    """Another driver than the balloon's hears of free memory for a while, and says what it likes of it."""
+    driver = world.machine.driver
+    if driver.state is not State.UNBOUND:
+        with_device(world, driver.remove)
+    if driver.state is not State.UNBOUND:
+        return
+    # What is dropped is no longer poison: a driver that knows of poisoning drops nothing.
+    other = ForeignDriver(world, bits if not world.mm.config.page_poisoning else 0, fails)
+    device = PageReportingDevInfo(
+        report=other.report,
+        capacity=CAPACITIES[pages % len(CAPACITIES)],
+        order=order % 11,
+        host_zeroes_pages=bool(trusted % 2),
+    )
+    other.device = device
+    reporting = world.mm.page_reporting
+    reporting.register(device)
+    reporting.flush(1 << 20)
+    reporting.unregister(device)
+    bind(world, driver.probe)
+
+
+class ForeignDriver:
+    """A driver that drops some blocks and sets their bits, touches no other bit, and fails at times."""
+
+    device: PageReportingDevInfo
+
+    def __init__(self, world: World, bits: int, fails: int) -> None:
+        """Drop the blocks that `bits` says, one after the other; fail in the call number `fails`."""
+        self.world, self.bits, self.fails, self.calls, self.blocks = world, bits, fails, 0, 0
+
+    def report(self, entries: Sequence[tuple[Pfn, int]]) -> None:
+        """Drop, answer, and perhaps fail at the end: what was dropped is not to be believed then."""
+        host, device = self.world.host, self.device
+        self.calls += 1
+        good = self.calls != self.fails
+        for i, (pfn, order) in enumerate(entries):
+            drop = bool(self.bits >> self.blocks % 16 & 1)
+            self.blocks += 1
+            if drop:
+                self.world.ram.discard(pfn * PAGE_SIZE, PAGE_SIZE << order)
+                device.zeroed_bitmap[i] = True
+            shown = drop and good and device.host_zeroes_pages
+            host.told[pfn : pfn + (1 << order)] |= good
+            host.zero[pfn : pfn + (1 << order)] = shown
+            host.granted += (1 << order) if shown else 0
+            if good:
+                host.reports.append(Report(pfn, order, shown))
+        if not good:
+            raise DriverError("a driver of another kind fails")
 
 
 def bind(world: World, call: Callable[[], object]) -> None:

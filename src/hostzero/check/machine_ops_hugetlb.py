@@ -33,6 +33,7 @@ def mmap_huge(world: World, user: int, pages: int, flags: int, gigantic: int, wh
     if which < len(world.files):
         file, order, offset = world.files[which], 9, which % 2
         wanted |= MAP_SHARED
+    world.unasked = True
     wanted |= MAP_HUGETLB | (order + 12) << MAP_HUGE_SHIFT
     with suppress(OutOfMemory):
         start = owner.process.mmap(
@@ -52,6 +53,7 @@ def mmap_huge(world: World, user: int, pages: int, flags: int, gigantic: int, wh
 @operation(isolates=True, count=4, overcommit=4)
 def resize_pool(world: World, count: int, overcommit: int) -> None:
     """Change how many huge pages there are, and how many more there may be."""
+    world.unasked = True
     world.mm.hugetlb.set_nr_hugepages(count % 5)
     world.mm.hugetlb.set_nr_overcommit(overcommit % 5)
 
@@ -84,8 +86,8 @@ def use_file(world: World, which: int, what: int, first: int, count: int) -> Non
         elif what == 1:
             file.file.punch_hole(first * size, count * size)
             file.content[first * HUGE_PAGES : (first + count) * HUGE_PAGES] = 0
-        elif what == 2 and first < len(file.file.pages) and file.file.pages[first] == NO_PAGE:
-            file.file.memfd_alloc_folio(first)
+        elif what == 2 and len(holes := np.flatnonzero(file.file.pages == NO_PAGE)):
+            file.file.memfd_alloc_folio(int(holes[first % len(holes)]))
         elif what == 3:
             file.file.truncate(first * size)
             file.content[first * HUGE_PAGES :] = 0

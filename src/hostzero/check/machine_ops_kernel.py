@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from hostzero.check.inventory import found
 from hostzero.check.machine_ops import operation
 from hostzero.errors import OutOfMemory
+from hostzero.mm.buddy import FPI_TRYLOCK, FPI_ZEROED
 from hostzero.mm.cachealias import evict, evict_all
 from hostzero.mm.cma import cma_alloc_frozen_compound
 from hostzero.mm.contig import alloc_contig_frozen_pages_user
@@ -21,7 +22,7 @@ from hostzero.mm.gfp import (
     USER_ADDR_NONE,
 )
 from hostzero.mm.mmzone import NO_PAGE
-from hostzero.mm.page_flags import PG_private
+from hostzero.mm.page_free import __free_frozen_pages
 from hostzero.units import Pfn
 
 if TYPE_CHECKING:
@@ -29,15 +30,16 @@ if TYPE_CHECKING:
 
 WISHES = (0, GFP_ZERO, GFP_COMP, GFP_ZERO | GFP_COMP)
 MOST_KEPT = 12
-KEEP, FREE, NOLOCK, NOLOCK_PCP, ZEROED, PUT_ZEROED, SHARED, PRIVATE = range(8)
+KEEP, FREE, NOLOCK, NOLOCK_PCP, ZEROED, PUT_ZEROED, SHARED, PRIVATE, NOLOCK_ZEROED, FLAGGED = range(10)
 
 
-@operation(weight=3, order=10, movable=1, wish=3, node=1, fate=7)
+@operation(weight=3, order=10, movable=1, wish=3, node=1, fate=9)
 def kernel_block(world: World, order: int, movable: int, wish: int, node: int, fate: int) -> None:
     """A block is taken, written, and freed in one of several ways; some stay."""
     mm, cpu, flags = world.mm, world.nr_cpus - 1, WISHES[wish % 4]
     gfp = (GFP_HIGHUSER_MOVABLE if movable % 2 else GFP_KERNEL) | GFP_NORETRY | flags
     order %= 11
+    world.unasked = not flags & GFP_ZERO
     try:
         pfn = mm.alloc_pages(gfp, order, cpu=cpu, node=node % world.nr_nodes)
     except OutOfMemory:
@@ -48,11 +50,16 @@ def kernel_block(world: World, order: int, movable: int, wish: int, node: int, f
     if fate in {KEEP, PRIVATE} and len(world.blocks) < MOST_KEPT:
         world.blocks.append((pfn, order, 0x77))
         if fate == PRIVATE:
-            world.mem.mem_map["flags_f"][pfn : pfn + (1 << order)] |= PG_private
-            world.private[pfn : pfn + (1 << order)] = True
+            world.use_flags(pfn, order)
     elif fate in {NOLOCK, NOLOCK_PCP}:
         with mm.zone_lock(zone, cpu=cpu if fate == NOLOCK_PCP else None):
             mm.free_pages_nolock(pfn, order, cpu=cpu)
+    elif fate == NOLOCK_ZEROED:
+        world.bytes_of(pfn, order)[:] = 0
+        world.host.shown(pfn, 1 << order)
+        record._refcount = 0
+        with mm.zone_lock(zone, cpu=cpu):
+            __free_frozen_pages(mm.mem, pfn, order, FPI_TRYLOCK | FPI_ZEROED, cpu)
     elif fate in {ZEROED, PUT_ZEROED} and (fate == ZEROED or order == 0 or flags & GFP_COMP):
         world.bytes_of(pfn, order)[:] = 0
         world.host.shown(pfn, 1 << order)
@@ -70,24 +77,19 @@ def kernel_block(world: World, order: int, movable: int, wish: int, node: int, f
         world.bytes_of(pfn, order)[:] = 0x78
         mm.free_pages(pfn, order, cpu=cpu)
     else:
+        if fate == FLAGGED:
+            world.use_flags(pfn, order)
+            world.leave_flags(pfn, order)
         mm.free_pages(pfn, order, cpu=cpu)
 
 
 @operation(when=lambda world: bool(world.blocks), which=MOST_KEPT - 1, zeroed=1)
 def free_kernel_block(world: World, which: int, zeroed: int) -> None:
-    """A block is freed, as zero by an owner who has made it so, or with PG_private still on it."""
+    """A block is freed, as zero by an owner who has made it so, or with the owner's flags still on it."""
     if not world.blocks:
         return
     pfn, order, _ = world.blocks.pop(which % len(world.blocks))
-    pages = slice(pfn, pfn + (1 << order))
-    config = world.mm.config
-    checked = (
-        config.debug_vm or config.page_poisoning or config.want_init_on_alloc or config.want_init_on_free
-    )
-    if checked:
-        # Where pages are checked, an owner that leaves its flag behind loses the page.
-        world.mem.mem_map["flags_f"][pages] &= ~PG_private
-    world.private[pages] = False
+    world.leave_flags(pfn, order)
     if zeroed % 2:
         world.bytes_of(pfn, order)[:] = 0
         world.host.shown(pfn, 1 << order)
@@ -105,10 +107,13 @@ def take_run(world: World, order: int, wish: int, node: int, only: int, user: in
     order, node, flags = order % 12, node % world.nr_nodes, WISHES[wish % 4]
     gfp = GFP_KERNEL | flags | (GFP_THISNODE if only % 2 else 0)
     address = 0x1234_5000 if user % 2 and flags & GFP_COMP else USER_ADDR_NONE
+    world.unasked = not flags & GFP_ZERO
     pfn = alloc_contig_frozen_pages_user(world.mm, order, gfp, node, address)
     if pfn == NO_PAGE:
         return
     keep_run(world, world.runs, pfn, order, flags)
+    if user % 2:
+        world.use_flags(pfn, order)
     if only % 2 and int(world.mem.zone[int(world.mem.mem_map[pfn].zone)].node) != node:
         found("rot", "a range is of another node than the only one that was asked for", pfn, order=order)
 
@@ -126,6 +131,7 @@ def take_from_cma(world: World, order: int, zero: int) -> None:
     """A folio is taken out of the CMA area."""
     if world.mm.cma.count and len(world.cma) < 3:
         flags = GFP_ZERO if zero % 2 else 0
+        world.unasked = not flags
         pfn = cma_alloc_frozen_compound(world.mm, order % 12, flags)
         if pfn != NO_PAGE:
             keep_run(world, world.cma, pfn, order % 12, flags)

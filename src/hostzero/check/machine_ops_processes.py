@@ -29,6 +29,8 @@ SIZES = (1, 3, 17, 64, 512, 1100)
 BYTES = (0x11, 0, 7, 0xFF)
 ADVICE = (MADV_PAGEOUT, MADV_PAGEOUT, MADV_HUGEPAGE, MADV_NOHUGEPAGE)
 POLICIES = (MPOL_DEFAULT, MPOL_PREFERRED, MPOL_BIND, MPOL_INTERLEAVE)
+GAPS = (2, 3, 8)
+THINNED = 512
 LIMITS = (None, 0, 5, 600)
 
 
@@ -42,9 +44,9 @@ def fill_pages(user: User, area: Area, first: int, end: int, byte: int) -> None:
 def mmap(world: World, user: int, size: int, then: int) -> None:
     """Map memory, at address 0 too, and perhaps write it or fault it in."""
     owner, pages = world.users[user % 2], SIZES[size % len(SIZES)]
-    if sum(area.end - area.start for _, area in areas(world)) + pages > world.pages // 2:
+    if sum(area.end - area.start for _, area in areas(world)) + pages > world.pages * 3 // 4:
         return
-    fixed = then == 3 and not any(area.start < pages for area in owner.areas)
+    fixed = then in {0, 3} and not any(area.start < pages for area in owner.areas)
     start = owner.process.mmap(pages * PAGE_SIZE, MAP_FIXED if fixed else 0) // PAGE_SIZE
     area = Area(start, start + pages, np.zeros(pages, dtype=np.uint8))
     owner.areas.append(area)
@@ -110,6 +112,20 @@ def dontneed(world: World, which: int, at: int, length: int) -> None:
     if not area.shared:
         user.lost -= set(range(first, end))
         area.content[first - area.start : end - area.start] = 0
+
+
+@operation(when=anything_mapped, which=7, gap=2)
+def thin_out(world: World, which: int, gap: int) -> None:
+    """Drop every so many-th page: what is left holds the memory around it apart."""
+    chosen = [(user, area) for user, area in areas(world) if area.unit == 1]
+    if not chosen:
+        return
+    user, area = chosen[which % len(chosen)]
+    for page in range(area.start, min(area.end, area.start + THINNED), GAPS[gap % len(GAPS)]):
+        advice = functools.partial(user.process.madvise, *span(page, page + 1), MADV_DONTNEED)
+        world.with_room(advice)
+        user.lost.discard(page)
+        area.content[page - area.start] = 0
 
 
 @operation(when=anything_mapped, which=7, at=1023, length=5, advice=len(ADVICE) - 1)

@@ -121,8 +121,10 @@ def read_tables(mm: MemoryManager, process: Process) -> Mapped:
 class Contents:
     """Compares what is mapped with what must be read; collects what each page must hold."""
 
-    def __init__(self, mm: MemoryManager, pages: Inventory, backed: NDArray[np.bool_]) -> None:
-        self.mm, self.mem, self.pages, self.backed = mm, mm.mem, pages, backed
+    def __init__(
+        self, mm: MemoryManager, pages: Inventory, backed: NDArray[np.bool_], due: NDArray[np.bool_]
+    ) -> None:
+        self.mm, self.mem, self.pages, self.backed, self.due = mm, mm.mem, pages, backed, due
         self.zero_page = int(mm.mem.vm[0].empty_zero_page)
         self.pfns: list[NDArray[np.int64]] = []
         self.values: list[NDArray[np.uint8]] = []
@@ -232,7 +234,8 @@ class Contents:
         backed = self.backed[pfns]
         wrong[~backed] = values[~backed] != 0
         words = self.mm.ram_bytes.view(np.uint64)
-        wrong[backed] = wrong_bytes(words, pfns[backed], values[backed])
+        read = backed & self.due[pfns]
+        wrong[read] = wrong_bytes(words, pfns[read], values[read])
         if wrong.any():
             at = int(np.argmax(wrong))
             pfn, value = int(pfns[at]), int(values[at])

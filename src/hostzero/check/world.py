@@ -24,12 +24,16 @@ from hostzero.driver import State, VirtioBalloon
 from hostzero.errors import DriverError, HostzeroError, MmError, OutOfMemory
 from hostzero.mm.cma import cma_release_frozen
 from hostzero.mm.contig import free_contig_frozen_range
-from hostzero.mm.page_flags import PG_hwpoison, PG_private
+from hostzero.mm.page_flags import PG_dirty, PG_hwpoison, PG_private, PG_referenced, PG_uptodate
 from hostzero.units import PAGE_SIZE, Pfn
 
 T = TypeVar("T")
 
 POISON: Final = 0xAA
+READ_AGAIN: Final = 4
+"""A page that stays where it is is read every so many steps, where time is short."""
+OWNERS_FLAGS: Final = PG_private | PG_uptodate | PG_dirty | PG_referenced
+"""What an owner may use for itself; two of them mean something else on a free list."""
 EVENTS: Final = 48
 """How many operations a page's history reaches back."""
 
@@ -42,12 +46,18 @@ class World:
         host: what the host has shown, and how it fails.
         users: the processes.
         blocks: blocks of the kernel: page, order, the byte they are full of.
-        private: pages whose owner uses PG_private for itself.
+        private: pages whose owner uses flags of theirs for itself.
         rows: which rows of the lifecycle table were exercised.
+        unasked: the operation asks for no memory that is zero.
     """
 
-    def __init__(self, setup: dict[str, Any]) -> None:
-        """Boot on memory full of dirt."""
+    def __init__(self, setup: dict[str, Any], *, thorough: bool = True) -> None:
+        """Boot on memory full of dirt; read every page after every step only if `thorough`."""
+        self.thorough = thorough
+        self.turn = 0
+        self.seen: tuple[Any, ...] = ()
+        self.gigantic = 0
+        self.unasked = False
         self.setup = setup = checked(setup)
         self.ram, self.machine = boot(setup)
         self.mm = self.machine.mm
@@ -140,13 +150,31 @@ class World:
         if fill is not None:
             content[:] = fill
 
+    def use_flags(self, pfn: int, order: int) -> None:
+        """Have an owner set flags on all of its pages, as a filesystem does."""
+        pages = slice(pfn, pfn + (1 << order))
+        self.mem.mem_map["flags_f"][pages] |= OWNERS_FLAGS
+        self.private[pages] = True
+
+    def leave_flags(self, pfn: int, order: int) -> None:
+        """Have an owner go: its flags stay, but for PG_private where that would lose the page."""
+        pages = slice(pfn, pfn + (1 << order))
+        config = self.mm.config
+        checks = config.debug_vm or config.page_poisoning
+        if self.private[pages].any() and (checks or config.want_init_on_alloc or config.want_init_on_free):
+            self.mem.mem_map["flags_f"][pages] &= ~PG_private
+        self.private[pages] = False
+
     def give_runs_back(self, count: int) -> None:
         """Free the oldest runs."""
         for _ in range(count):
             if self.runs:
+                self.leave_flags(*self.runs[0])
                 free_contig_frozen_range(self.mm, *self.runs.pop(0))
-            elif self.cma and not cma_release_frozen(self.mm, *self.cma.pop(0)):
-                found("rot", "the CMA area does not take back what it gave")
+            elif self.cma:
+                self.leave_flags(*self.cma[0])
+                if not cma_release_frozen(self.mm, *self.cma.pop(0)):
+                    found("rot", "the CMA area does not take back what it gave")
 
     def mapped_at(self, pfn: int) -> tuple[User, int] | None:
         """Return the user and the page number at which an anonymous page is mapped."""
@@ -197,9 +225,18 @@ class World:
 
     def moment(self) -> Moment:
         """Walk every list of the guest, and ask the host what it backs."""
-        reporting = self.mm.page_reporting
+        reporting, mem = self.mm.page_reporting, self.mem
+        # Of what decides where a page is: much of what can happen changes nothing of it.
+        arrays = (mem.mem_map, mem.zone, mem.pcp, mem.hstate, mem.pageblock, mem.compound_head, self.private)
+        balloon = (int(mem.vm[0].nr_balloon_pages), int(mem.vm[0].nr_balloon_isolated))
+        seen = (balloon, *(array.tobytes() for array in arrays))
+        if seen != self.seen or self.before is None:
+            pages = take_inventory(mem, self.private if self.private.any() else None)
+            self.seen = seen
+        else:
+            pages = self.before.pages
         return Moment(
-            take_inventory(self.mem, self.private if self.private.any() else None),
+            pages,
             backed_pages(self.ram),
             counters_of(self.mem),
             (reporting.report_calls, reporting.failed_calls),
@@ -223,6 +260,7 @@ class World:
 
     def _check(self) -> None:
         now = self.moment()
+        self.turn += 1
         self.events.append((self.step, now))
         pages = now.pages
         self.claims_are_true(now)
@@ -231,14 +269,17 @@ class World:
         self.free_pages_hold_their_promise(now)
         self.counters_are_right(now)
         if self.before is not None:
-            laws = Laws(self.before, now, self.host, isolates=self.isolates)
+            # A gigantic page is made of a range that is isolated, in a fault too.
+            isolates = self.isolates or self.gigantic != int(self.mem.hstate[1].nr_huge_pages)
+            laws = Laws(self.before, now, self.host, isolates=isolates, unasked=self.unasked)
             laws.check(self.mem)
             if self.untouched:
                 laws.untouched_pages_stay_absent(self.mem)
             self.rows.update(rows_of(self.before, now, laws.delta, self.host, self.step))
         self.host.reports.clear()
         self.host.granted = 0
-        self.isolates = self.untouched = False
+        self.isolates = self.untouched = self.unasked = False
+        self.gigantic = int(self.mem.hstate[1].nr_huge_pages)
         self.before = now
 
     def claims_are_true(self, now: Moment) -> None:
@@ -295,9 +336,17 @@ class World:
         self.host.zero &= unowned
         self.host.told &= unowned
 
+    def due(self, pages: Inventory) -> NDArray[np.bool_]:
+        """Return which pages to read: those that have come from elsewhere, and each every few steps."""
+        if self.thorough or self.before is None:
+            return np.ones(self.pages, dtype=np.bool_)
+        due: NDArray[np.bool_] = pages.place != self.before.pages.place
+        due[self.turn % READ_AGAIN :: READ_AGAIN] = True
+        return due
+
     def owners_read_theirs(self, now: Moment) -> None:
         """Whatever somebody has written is there, and what nobody has written is zero."""
-        contents = Contents(self.mm, now.pages, now.backed)
+        contents = Contents(self.mm, now.pages, now.backed, self.due(now.pages))
         for user in self.users:
             contents.user(user)
         for file in self.files:
@@ -325,7 +374,7 @@ class World:
             free &= lines == 0
         wrong = np.flatnonzero(free & ~now.backed) if value else np.zeros(0, dtype=np.int64)
         if not len(wrong):
-            backed = np.flatnonzero(free & now.backed)
+            backed = np.flatnonzero(free & now.backed & self.due(now.pages))
             wrong = backed[wrong_bytes(self.mm.ram_bytes.view(np.uint64), backed, value)]
         if len(wrong):
             what = "a free page does not hold what init_on_free or poisoning promises"
@@ -356,6 +405,7 @@ class World:
         Raises:
             Violated: something is.
         """
+        self.thorough = True
         self.host.faults.clear()
         self.host.lies.clear()
         self.host.silent = 0
@@ -368,8 +418,7 @@ class World:
             file.file.close()
         self.files.clear()
         for pfn, order, _ in self.blocks:
-            self.private[pfn : pfn + (1 << order)] = False
-            self.mem.mem_map["flags_f"][pfn : pfn + (1 << order)] &= ~PG_private
+            self.leave_flags(pfn, order)
             self.mm.free_pages(Pfn(pfn), order)
         self.blocks.clear()
         self.give_runs_back(len(self.runs) + len(self.cma))

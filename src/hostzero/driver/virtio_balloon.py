@@ -359,7 +359,8 @@ class VirtioBalloon:
             self._remove_common()
         self._forget()
         try:
-            self._transport.set_status(Status.FAILED)
+            # Added to what is set: only a reset clears a bit, and without a session there was none.
+            self._transport.set_status(self._transport.status() | Status.FAILED)
         except OSError as error:
             _log.warning("the device cannot be told that probe failed: %s", error)
 

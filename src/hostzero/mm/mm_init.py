@@ -59,20 +59,20 @@ _MAX_PCP_BATCH_BYTES = 256 << 10
 @compiled
 def memmap_init(mem: Memory, zone: int, start: int, end: int) -> None:
     """Initialise the page records of a zone (kernel: `memmap_init_range`)."""
-    m = mem.mem_map
     for pfn in range(start, end):
-        m[pfn].flags_f = 0
-        m[pfn]._refcount = 0
-        m[pfn]._mapcount = -1
-        m[pfn].private = 0
-        m[pfn].lru_next = LIST_POISON
-        m[pfn].lru_prev = LIST_POISON
-        m[pfn].mapping = 0
-        m[pfn].index = 0
-        m[pfn].page_type = PGTY_none
-        m[pfn].zone = zone
-        m[pfn].order = 0
-        m[pfn].memcg_data = 0
+        page = mem.mem_map[pfn]
+        page.flags_f = 0
+        page._refcount = 0
+        page._mapcount = -1
+        page.private = 0
+        page.lru_next = LIST_POISON
+        page.lru_prev = LIST_POISON
+        page.mapping = 0
+        page.index = 0
+        page.page_type = PGTY_none
+        page.zone = zone
+        page.order = 0
+        page.memcg_data = 0
 
 
 @compiled
