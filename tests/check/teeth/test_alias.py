@@ -143,10 +143,10 @@ print(json.dumps({kernel: first for kernel in KERNELS}))
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     package = tmp_path / PACKAGE
-    for room in ("", "check", "mm"):
+    for room in ("", "check", "check/teeth", "mm"):
         (package / room).mkdir(parents=True, exist_ok=True)
         (package / room / "__init__.py").touch()
-    (package / "check" / "alias_life.py").write_text(f"KERNELS = {list(KERNELS)!r}\n{LIFE}")
+    (package / "check" / "teeth" / "alias_life.py").write_text(f"KERNELS = {list(KERNELS)!r}\n{LIFE}")
     flags = "PG_private: int = 1 << 14\nPG_zeroed: Final = PG_private\n"
     (package / "mm" / "page_flags.py").write_text(f"from typing import Final\n{flags}")
     test = "lambda m, dst: (m[dst].flags_f & PG_private) != 0"
