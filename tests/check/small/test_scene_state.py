@@ -103,7 +103,7 @@ def test_owners_are_known_by_their_blocks_and_not_by_number() -> None:
     assert blocks == sorted(blocks)
     kept = words(picture)
     # Any other numbering has the same normal form.
-    for array in (scene.own_pfn, scene.own_order, scene.own_flags):
+    for array in (scene.own_pfn, scene.own_order):
         array[:count] = array[:count][::-1].copy()
     last = int(scene.own_pfn[0])
     normal_form(mem, scene)

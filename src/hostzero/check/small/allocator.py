@@ -34,6 +34,7 @@ from hostzero.check.small.allocator_loop import (
 )
 from hostzero.check.small.layout import DONE, ROWS, STATE
 from hostzero.check.small.small_guest import Setup, action_of, bug, new_guest, state_of, step_of, violation
+from hostzero.check.small.story import story_of
 from hostzero.check.violation import Violation
 from hostzero.errors import VmBug
 from hostzero.jit import COMPILER_ON
@@ -247,20 +248,12 @@ def history_of(setup: Setup, taken: Sequence[Step], pfn: int) -> tuple[str, ...]
     """Return what happened to a page, step by step: each change of where it is and what is said of it."""
     mem, scene = new_guest(setup)
     loop = _loop(setup)
-    state = state_of(mem, scene, pfn)
-    events = [f"at boot: {state}"]
-    for number, step in enumerate(taken, 1):
+
+    def do(step: Step) -> Violation | None:
         log = np.array(action_of(step, setup), dtype=np.int64)
-        found = _found(mem, scene, lambda: run_log(mem, scene, log, loop, 1, True))  # noqa: B023
-        said = " ".join(str(part) for part in step)
-        if found is not None:
-            events.append(f"step {number}, {said}: {found.what}")
-            break
-        now = state_of(mem, scene, pfn)
-        if now != state:
-            events.append(f"step {number}, {said}: {now}")
-            state = now
-    return tuple(events)
+        return _found(mem, scene, lambda: run_log(mem, scene, log, loop, 1, True))
+
+    return story_of(taken, do, lambda: state_of(mem, scene, pfn))
 
 
 def _loop(setup: Setup) -> NDArray[np.int64]:

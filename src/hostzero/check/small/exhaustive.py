@@ -28,6 +28,7 @@ from hostzero.check.small.oracle import check_all
 from hostzero.check.small.scopes import OF_A_PAGE, SCOPES, Scope
 from hostzero.check.small.small_guest import Setup
 from hostzero.check.small.steps import act
+from hostzero.check.small.story import story_of
 from hostzero.check.violation import Violation
 from hostzero.errors import HostzeroError
 
@@ -201,37 +202,30 @@ class ExhaustiveSearch:
 
     def _again(self, setup: Any, steps: Sequence[Step]) -> Violation | None:
         # The first time shows which page it is about, the second what happened to it.
-        found = self._replay(setup, steps, None, [])
-        if found is None or found.pfn is None:
-            return found
-        history: list[str] = []
-        self._replay(setup, steps, found.pfn, history)
-        return found.with_history(tuple(history))
-
-    def _replay(
-        self, setup: Any, steps: Sequence[Step], pfn: int | None, history: list[str]
-    ) -> Violation | None:
-        # Steps that are not possible are passed over.
-        world = self._world
-        actions = [world.action_of(step, setup) for step in steps]
-        mem, scene = world.new_guest(setup)
-        world.normal_form(mem, scene)
-        state = "" if pfn is None else world.state_of(mem, scene, pfn)
-        if pfn is not None:
-            history.append(f"at boot: {state}")
-        for number, (step, action) in enumerate(zip(steps, actions, strict=True), 1):
-            said = f"step {number}, {' '.join(str(part) for part in step)}"
+        found: Violation | None = None
+        mem, scene = self._begin(setup)
+        for action in [self._world.action_of(step, setup) for step in steps]:
             found = self._do(mem, scene, action)
             if found is not None:
-                history.append(f"{said}: {found.what}")
-                return found
-            before = state
-            state = "" if pfn is None else world.state_of(mem, scene, pfn)
-            if state != before:
-                history.append(f"{said}: {state}")
-        return None
+                break
+        if found is None or found.pfn is None:
+            return found
+        pfn = found.pfn
+        mem, scene = self._begin(setup)
+        history = story_of(
+            steps,
+            lambda step: self._do(mem, scene, self._world.action_of(step, setup)),
+            lambda: self._world.state_of(mem, scene, pfn),
+        )
+        return found.with_history(history)
+
+    def _begin(self, setup: Any) -> tuple[Any, Any]:
+        mem, scene = self._world.new_guest(setup)
+        self._world.normal_form(mem, scene)
+        return mem, scene
 
     def _do(self, mem: Any, scene: Any, action: tuple[int, int, int, int]) -> Violation | None:
+        # A step that is not possible is passed over.
         world = self._world
         try:
             code = int(world.act(mem, scene, *action))

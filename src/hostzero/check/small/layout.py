@@ -113,7 +113,6 @@ class Scene(NamedTuple):
     rel_exact: Any  # the marks that it has if it comes back whole
     own_pfn: Any
     own_order: Any
-    own_flags: Any
     sg_pfn: Any
     sg_order: Any
     cursor: Any
@@ -188,9 +187,18 @@ if COMPILER_ON:
     @compiled
     def first_set(array: Any, start: int, end: int) -> int:
         """Return the first place in `[start, end)` that is not 0, or -1."""
-        for at in range(start, end):
+        at = start
+        # Eight at a time, a cache line: the compiler makes few and wide instructions of it.
+        while at + 8 <= end:
+            any_bit = array[at] | array[at + 1] | array[at + 2] | array[at + 3]
+            any_bit |= array[at + 4] | array[at + 5] | array[at + 6] | array[at + 7]
+            if any_bit != 0:
+                break
+            at += 8
+        while at < end:
             if array[at] != 0:
                 return at
+            at += 1
         return -1
 
 else:

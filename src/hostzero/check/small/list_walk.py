@@ -55,24 +55,6 @@ from hostzero.mm.pcplist import pindex_to_order
 if COMPILER_ON:
 
     @compiled
-    def first_dirty_word(mem: Memory, start: int, end: int) -> int:
-        """Return the first word of guest memory in `[start, end)` that is not zero, or -1."""
-        ram = mem.ram
-        word = start
-        # Eight at a time, a cache line: the compiler makes few and wide instructions of it.
-        while word + 8 <= end:
-            any_bit = ram[word] | ram[word + 1] | ram[word + 2] | ram[word + 3]
-            any_bit |= ram[word + 4] | ram[word + 5] | ram[word + 6] | ram[word + 7]
-            if any_bit != 0:
-                break
-            word += 8
-        while word < end:
-            if ram[word] != 0:
-                return word
-            word += 1
-        return -1
-
-    @compiled
     def first_busy_head(mem: Memory, head: int, end: int) -> int:
         """Return the first list head in `[head, end)` whose list is not empty, or `end`."""
         while head < end and mem.mem_map[head].lru_next == head:
@@ -80,11 +62,6 @@ if COMPILER_ON:
         return head
 
 else:
-
-    def first_dirty_word(mem: Memory, start: int, end: int) -> int:
-        """Return the first word of guest memory in `[start, end)` that is not zero, or -1."""
-        (dirty,) = mem.ram[start:end].nonzero()
-        return int(start + dirty[0]) if len(dirty) else -1
 
     def first_busy_head(mem: Memory, head: int, end: int) -> int:
         """Return the first list head in `[head, end)` whose list is not empty, or `end`."""

@@ -63,7 +63,6 @@ from hostzero.check.small.layout import (
     has_broken,
     order_of,
 )
-from hostzero.check.small.list_walk import first_dirty_word
 from hostzero.jit import compiled, far, inline
 from hostzero.mm.mmzone import NR_PAGE_ORDERS, PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER, WORDS_PER_PAGE, Memory
 from hostzero.mm.page_flags import PAGE_FLAGS_CHECK_AT_PREP, PG_reported, PG_zeroed, PGTY_none
@@ -74,7 +73,7 @@ def _check_claim(mem: Memory, scene: Scene, pfn: int, order: int, place: int) ->
     # Owners write words 0, 255 and 511 of a page (`steps`), and poison fills it: three looks do.
     # Small blocks are read whole all the same.
     if order <= 2:
-        word = first_dirty_word(mem, pfn * WORDS_PER_PAGE, (pfn + (1 << order)) * WORDS_PER_PAGE)
+        word = first_set(mem.ram, pfn * WORDS_PER_PAGE, (pfn + (1 << order)) * WORDS_PER_PAGE)
         if word >= 0:
             fail(scene, FALSE_ZERO, pfn, order, place)
             scene.problem[WORD] = word

@@ -33,7 +33,6 @@ from hostzero.check.small.layout import (
     order_of,
     release,
 )
-from hostzero.check.small.list_walk import first_dirty_word
 from hostzero.check.small.settle import begin, give_back, hold, settle, write
 from hostzero.check.small.step_codes import (
     AS_ZERO,
@@ -132,7 +131,7 @@ def check_given(mem: Memory, scene: Scene, pfn: int, order: int, gfp: int) -> in
             return fail(scene, OWNER_FLAGS, page, order, -1)
     wanted = (gfp & __GFP_ZERO) != 0 or vm.init_on_alloc != 0
     if wanted:
-        word = first_dirty_word(mem, pfn * WORDS_PER_PAGE, (pfn + (1 << order)) * WORDS_PER_PAGE)
+        word = first_set(mem.ram, pfn * WORDS_PER_PAGE, (pfn + (1 << order)) * WORDS_PER_PAGE)
         if word >= 0:
             fail(scene, NOT_ZERO, pfn, order, -1)
             scene.problem[WORD] = word
@@ -175,7 +174,6 @@ def alloc_step(mem: Memory, scene: Scene, order: int, kind: int, cpu: int) -> in
     hold(scene, pfn, order, H_OWNER)
     scene.own_pfn[n] = pfn
     scene.own_order[n] = order
-    scene.own_flags[n] = gfp
     scene.ctl[NR_OWNED] = n + 1
     return code
 
@@ -195,7 +193,6 @@ def free_step(mem: Memory, scene: Scene, slot: int, how: int, cpu: int) -> int:
     scene.ctl[NR_OWNED] = n - 1
     scene.own_pfn[slot] = scene.own_pfn[n - 1]
     scene.own_order[slot] = scene.own_order[n - 1]
-    scene.own_flags[slot] = scene.own_flags[n - 1]
     cleared = how == AS_ZERO or how == PUT_AS_ZERO or how == NOLOCK_AS_ZERO
     zeroed = cleared and mem.vm[0].page_poisoning == 0
     if zeroed:

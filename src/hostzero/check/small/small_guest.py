@@ -170,7 +170,6 @@ def new_guest(setup: Setup) -> tuple[Memory, Scene]:
         rel_exact=_array(steps.NR_REL + MAX_CAPACITY),
         own_pfn=_array(setup.owners),
         own_order=_array(setup.owners),
-        own_flags=_array(setup.owners),
         sg_pfn=_array(MAX_CAPACITY),
         sg_order=_array(MAX_CAPACITY),
         cursor=_array(2),

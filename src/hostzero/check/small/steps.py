@@ -59,7 +59,6 @@ from hostzero.check.small.step_codes import (
 from hostzero.jit import far
 from hostzero.mm.mmzone import NR_PAGE_ORDERS, Memory
 from hostzero.mm.pcplist import drain_all_pages
-from hostzero.units import PAGE_SHIFT
 
 
 @far
@@ -117,5 +116,3 @@ def act(mem: Memory, scene: Scene, op: int, a: int, b: int, c: int) -> int:
 
 NR_REL: Final = 1 << NR_PAGE_ORDERS
 """Blocks that one step can put back: each page of the largest one may come back on its own."""
-
-PAGE_BYTES: Final = 1 << PAGE_SHIFT
