@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from hostzero.check.machine_episodes import steps_of
+from hostzero.check.machine_episodes import repertoire, steps_of
 from hostzero.check.machine_ops import Operation, guard, load_operations, perform
 from hostzero.check.recording import Recording
 from hostzero.check.search import Findings, Limits, Progress
@@ -39,7 +39,7 @@ MOVES: Final = 40 if COMPILER_ON else 8
 """How many moves an example makes: single operations, and episodes of some."""
 MOST_MOVES: Final = 1 << 24
 """Hypothesis draws evenly up to here."""
-SMALL: Final = (8, 8, 8, 4)
+SMALL: Final = (16, 8, 16, 8)
 """Sizes, in MiB, of guests that run uncompiled."""
 SPECIALS: Final[tuple[dict[str, Any], ...]] = (
     {"cma": True, "two_nodes": False, "mib": 8},
@@ -269,8 +269,8 @@ def _round(run: _Run, seed: int) -> None:
         # A guest's size is what everything costs then; a large one is for gigantic pages.
         choices["mib"] = st.sampled_from(SMALL)
 
-    def example(setup: dict[str, Any], moves: list[int]) -> None:
-        reached = _example(run, table, dict(setup), moves)
+    def example(setup: dict[str, Any], theme: int, moves: list[int]) -> None:
+        reached = _example(run, table, dict(setup), theme, moves)
         target(float(reached), label="rows of the lifecycle table")
 
     options = settings(
@@ -286,7 +286,9 @@ def _round(run: _Run, seed: int) -> None:
     )
     # One number a move: a draw for each argument would cost as much as the step itself.
     move = st.integers(0, MOST_MOVES - 1)
-    drawn = given(setup=st.fixed_dictionaries(choices), moves=st.lists(move, min_size=MOVES, max_size=MOVES))
+    drawn = given(
+        setup=st.fixed_dictionaries(choices), theme=move, moves=st.lists(move, min_size=MOVES, max_size=MOVES)
+    )
     try:
         seeded(seed)(options(drawn(example)))()
     except _Stop:
@@ -297,7 +299,9 @@ def _round(run: _Run, seed: int) -> None:
             raise
 
 
-def _example(run: _Run, table: dict[str, Operation], setup: dict[str, Any], moves: Sequence[int]) -> int:
+def _example(
+    run: _Run, table: dict[str, Operation], setup: dict[str, Any], theme: int, moves: Sequence[int]
+) -> int:
     """Boot a machine, make the moves, give everything back; return how many rows were exercised."""
     run.look_at_the_clock()
     if not COMPILER_ON:
@@ -306,6 +310,7 @@ def _example(run: _Run, table: dict[str, Operation], setup: dict[str, Any], move
         setup |= {"gigantic": False, "cma": False, "swap_pages": 0} | SPECIALS[
             (run.machines + run.seed) % len(SPECIALS)
         ]
+        theme += run.machines
     salt = 0 if COMPILER_ON else run.machines
     turn = None if COMPILER_ON else run.machines + run.seed
     if setup["gigantic"]:
@@ -317,11 +322,12 @@ def _example(run: _Run, table: dict[str, Operation], setup: dict[str, Any], move
     except Violated as violated:
         run.violation = violated.violation
         run.stop()
+    does = repertoire(setup, table, theme)
     try:
         for place, move in enumerate(moves):
             # The same number is another move elsewhere: Hypothesis likes to draw a number again.
             for step in steps_of(
-                world, table, (salt << 32) + move * MOVES + place, first=None if place else turn
+                world, table, does, (salt << 32) + move * MOVES + place, first=None if place else turn
             ):
                 if not (len(step) == 1 and run.steps[-1:] == [step]):
                     # Else: without arguments, and nothing in between: the same again.

@@ -37,6 +37,7 @@ class Operation:
     Attributes:
         name: what a recording calls it.
         run: what is called with the world and the arguments.
+        names: of its arguments.
         most: the largest value of each argument.
         isolates: it takes blocks off the free lists other than by allocating them, or forgets claims.
         weight: how often it is drawn, next to the others.
@@ -45,6 +46,7 @@ class Operation:
 
     name: str
     run: Run
+    names: tuple[str, ...]
     most: tuple[int, ...]
     isolates: bool
     weight: int
@@ -68,7 +70,9 @@ def operation(
         names = list(inspect.signature(function).parameters)[1:]
         if names != list(most) or name in OPERATIONS:
             raise ValueError(f"{name}: the ranges are of {list(most)}, the arguments are {names}")
-        OPERATIONS[name] = Operation(name, function, tuple(most.values()), isolates, weight, when)
+        OPERATIONS[name] = Operation(
+            name, function, tuple(most), tuple(most.values()), isolates, weight, when
+        )
         return function
 
     return register

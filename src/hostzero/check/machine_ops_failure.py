@@ -18,9 +18,9 @@ MOST_BROKEN = 8
 RUBBISH = 0xE7
 
 
-@operation(isolates=True, at=65535, whose=3)
+@operation(isolates=True, at=65535, whose=4)
 def break_page(world: World, at: int, whose: int) -> None:
-    """The hardware reports a page: any one, a process's, one known to be zero, or one that is parked."""
+    """The hardware reports a page: any one, a process's, one known to be zero, one that is parked, the kernel's."""
     before = world.before
     if len(world.broken) >= MOST_BROKEN or before is None:
         return
@@ -31,6 +31,8 @@ def break_page(world: World, at: int, whose: int) -> None:
         candidates = np.flatnonzero(before.pages.zeroed & (before.pages.place >= FREE))
     elif whose == 3:
         candidates = np.flatnonzero(before.pages.place == PARKED)
+    elif whose == 4:
+        candidates = np.array([pfn + i for pfn, order, _ in world.blocks for i in range(1 << order)])
     if not len(candidates):
         return
     pfn = int(candidates[at % len(candidates)])
