@@ -11,18 +11,20 @@ import pytest
 
 import hostzero.check.wire.driver_steps  # noqa: F401 - its steps make themselves known
 from hostzero.check.violation import Violated
-from hostzero.check.wire.device_model import PAGE
+from hostzero.check.wire.device_model import INIT_ON_INFLATE, PAGE
 from hostzero.check.wire.driver import GUESTS, HONEST_FEATURES, DriverWorld
 from hostzero.check.wire.driver_moves import DriverMoves
-from hostzero.check.wire.false_device import CALLS_MAX, LENGTH, LIES, OFF_BY, SHORT_BITMAP, SOME, WITHHOLD
+from hostzero.check.wire.false_device import CALLS_MAX, JUMP, LENGTH, LIES, OFF_BY, SHORT_BITMAP, SOME, WITHHOLD
 from hostzero.driver import State, negotiate
 from hostzero.driver.buffers import DriverBuffers
 from hostzero.driver.config_space import ConfigSpace
+from hostzero.driver.inflate import Inflation
 from hostzero.driver.reporting import FreePageReporting
 from hostzero.errors import UsageError, VmBug
 from hostzero.mm.gfp import GFP_KERNEL
 from hostzero.mm.page_flags import PG_zeroed, PGTY_buddy, PGTY_offline
 from hostzero.units import Gpa
+from hostzero.virtio.ring_layout import Segment
 
 PROBE: list[object] = ["probe", HONEST_FEATURES]
 
@@ -104,6 +106,15 @@ def test_a_seed_always_gives_the_same_steps_and_they_are_json() -> None:
     episodes = [DriverMoves(5).episode() for _ in range(2)]
     assert episodes[0] == episodes[1] != DriverMoves(6).episode()
     assert json.loads(json.dumps(episodes[0][1])) == episodes[0][1]
+
+
+def test_an_index_that_jumps_says_what_the_entry_says_that_comes_into_view(world: DriverWorld) -> None:
+    # The used ring is empty: the entry names head 0, as the request does, and a length of 0.
+    world.step(PROBE)
+    world.step(["lie", JUMP, 1])
+    world.step(["target", 1])
+    assert world.driver.state is State.ACTIVE
+    assert marked_balloon_pages(world) == 0
 
 
 # ---- each check sees its fault
@@ -264,3 +275,29 @@ def test_an_unknown_step_or_guest_is_a_usage_error(world: DriverWorld) -> None:
 
 def test_a_hibernated_guest_forgets_its_marks(world: DriverWorld) -> None:
     do(world, PROBE, ["target", 9], ["flush", 3], ["freeze"], ["restore", 1], ["alloc", 3, 1], ["end"])
+
+
+def test_a_bitmap_that_still_holds_an_answer(world: DriverWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    clear = DriverBuffers.clear_bitmap
+
+    def keeps(buffers: DriverBuffers, count: int) -> Segment:
+        room = clear(buffers, count)
+        world.bytes[room.gpa] = 1
+        return room
+
+    monkeypatch.setattr(DriverBuffers, "clear_bitmap", keeps)
+    world.step(PROBE)
+    with pytest.raises(Violated, match="the bitmap is not empty"):
+        world.step(["target", 4])
+
+
+def test_a_bitmap_without_the_bit(world: DriverWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = Inflation.tell_host
+    monkeypatch.setattr(
+        Inflation,
+        "tell_host",
+        lambda balloon, queue, pfns, bitmap=False: honest(balloon, queue, pfns, bitmap=True),
+    )
+    world.step(["probe", HONEST_FEATURES & ~INIT_ON_INFLATE])
+    with pytest.raises(Violated, match="did not accept bit 7"):
+        world.step(["target", 4])

@@ -42,7 +42,7 @@ START_UP: Final = 60.0
 _TIMES_OVER: Final = 4
 """How often the searches' time may pass: shrinking comes on top, on a machine that is busy."""
 
-_KIND_ORDER: Final = {"corrupts": 0, "loses": 1, "misbehaves": 2}
+_KIND_ORDER: Final = {"corrupts": 0, "loses": 1, "misbehaves": 2, "masked": 3}
 
 ProgressOfMatrix = Callable[[int, int, Outcome], None]
 """Hears of each outcome: how many there are so far, how many there will be, and what it is."""

@@ -31,6 +31,7 @@ KINDS: Final = {
     "corrupts": "somebody reads bytes that are not what they should be, or is promised so",
     "loses": "an optimisation is lost",
     "misbehaves": "anything else that the patch is about",
+    "masked": "a second guard stands behind the first, so that only a test of the part alone can see it",
 }
 
 
@@ -49,6 +50,7 @@ class Mutant:
         old: text that occurs exactly once in it.
         new: what takes its place.
         tests: the tests that must fail, as pytest names them; of one with several cases, one must.
+        guard: of a masked one, the second guard, or why the state cannot be reached; else empty.
     """
 
     file: str
@@ -61,6 +63,7 @@ class Mutant:
     old: str
     new: str
     tests: tuple[str, ...]
+    guard: str = ""
 
     def apply(self, source: str) -> str:
         """Return the changed text of the module.
@@ -80,7 +83,8 @@ def read(path: Path) -> Mutant:
         ValueError: a field is missing, unknown or of a wrong type.
     """
     table = tomllib.loads(path.read_text())
-    texts = ("name", "source", "breaks", "kind", "file", "old", "new")
+    texts = ["name", "source", "breaks", "kind", "file", "old", "new"]
+    texts += ["guard"] if table.get("kind") == "masked" else []
     known = {*texts, "patch", "tests"}
     if table.keys() != known:
         raise ValueError(f"{path.name}: missing or unknown: {sorted(table.keys() ^ known)}")
@@ -103,6 +107,7 @@ def read(path: Path) -> Mutant:
         old=table["old"],
         new=table["new"],
         tests=tuple(tests),
+        guard=table.get("guard", ""),
     )
 
 

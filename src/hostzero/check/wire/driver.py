@@ -192,6 +192,8 @@ class DriverWorld:
         return blocks
 
     def _check(self) -> None:
+        if self.device.wrong is not None:
+            self.fail("corruption", self.device.wrong)
         for pfn, order in self.marked():
             block = self.bytes[pfn * PAGE : (pfn + (1 << order)) * PAGE]
             if block.any():

@@ -62,6 +62,7 @@ class FalseDevice:
         dirties: whether it fills reported blocks of which it promises nothing; not where the guest
             relies on what they hold, and negotiated that.
         raised: whether it raised OSError in this step.
+        wrong: what a request of the driver had in it that it must not have; None: nothing.
         short_reads: fields of the configuration space that came back cut off in this step.
         unreset: rings and buffers that it held when a reset was asked for that did not happen.
         unreset_rings: the first bytes of those rings.
@@ -83,6 +84,7 @@ class FalseDevice:
         self.given: list[SEGMENT] = []
         self.dirties = True
         self.raised = False
+        self.wrong: str | None = None
         self.short_reads = 0
         self.unreset: list[SEGMENT] = []
         self.unreset_rings: set[int] = set()
@@ -233,10 +235,13 @@ class FalseDevice:
             # The next request that comes back brings this one along, behind it.
             ring.kept.append(parsed)
             return
-        length = self._serve(ring, parsed, kind, value)
         if kind == JUMP:
+            # What it says is what the entry says that comes into view: an old one, or none.
+            entry = self.read(ring.place.used_entry(ring.used), 8)
+            self._serve(ring, parsed, LENGTH, int.from_bytes(entry[4:], "little"))
             self._used_idx(ring, ring.used + value)
             return
+        length = self._serve(ring, parsed, kind, value)
         head = parsed.head + (value or 1 if kind == WRONG_ID else 0)
         self.give_back(ring, head, length)
         if kind == TWICE:
@@ -280,6 +285,11 @@ class FalseDevice:
         pfns = [int.from_bytes(data[at : at + 4], "little") for at in range(0, len(data), 4)]
         room = parsed.writable_bytes
         promised = bool(self.acked & INIT_ON_INFLATE) and room > 0
+        if room and not promised:
+            self.wrong = "a driver that did not accept bit 7 asks for the bitmap"
+        elif any(any(self.read(*segment)) for segment in parsed.writable):
+            # A device may leave bytes alone that it does not count; what stands there must say nothing.
+            self.wrong = "the bitmap is not empty when the device is given it"
         length = room
         if kind == LENGTH:
             length = value & 0xFFFF_FFFF
