@@ -20,7 +20,7 @@ RUBBISH = 0xE7
 
 @operation(isolates=True, at=65535, whose=4)
 def break_page(world: World, at: int, whose: int) -> None:
-    """The hardware reports a page: any one, a process's, one known to be zero, one that is parked, the kernel's."""
+    """The hardware reports a page: any, a process's, one known to be zero, a parked one, the kernel's."""
     before = world.before
     if len(world.broken) >= MOST_BROKEN or before is None:
         return

@@ -14,7 +14,16 @@ from hostzero.check.violation import Violated
 from hostzero.check.wire.device_model import INIT_ON_INFLATE, PAGE
 from hostzero.check.wire.driver import GUESTS, HONEST_FEATURES, DriverWorld
 from hostzero.check.wire.driver_moves import DriverMoves
-from hostzero.check.wire.false_device import CALLS_MAX, JUMP, LENGTH, LIES, OFF_BY, SHORT_BITMAP, SOME, WITHHOLD
+from hostzero.check.wire.false_device import (
+    CALLS_MAX,
+    JUMP,
+    LENGTH,
+    LIES,
+    OFF_BY,
+    SHORT_BITMAP,
+    SOME,
+    WITHHOLD,
+)
 from hostzero.driver import State, negotiate
 from hostzero.driver.buffers import DriverBuffers
 from hostzero.driver.config_space import ConfigSpace
