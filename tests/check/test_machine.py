@@ -45,7 +45,8 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> str:
         pfn = int(dirty[at % len(dirty)])
         world.mem.mem_map[int(pages.head[pfn])].flags_f |= PG_zeroed
 
-    operation = Operation("invent", invent, ("at",), (255,), isolates=False, weight=6, when=lambda world: True)
+    always = lambda world: True  # noqa: E731
+    operation = Operation("invent", invent, ("at",), (255,), isolates=False, weight=6, when=always)
     for name in OPERATIONS.keys() - KEPT:
         monkeypatch.delitem(OPERATIONS, name)
     monkeypatch.setitem(OPERATIONS, "invent", operation)
