@@ -59,3 +59,24 @@ def test_a_real_interrupt_says_what_was_done_and_leaves_no_file(tmp_path: Path) 
     assert err.endswith("hostzero check: interrupted\n")
     assert "interrupted; nothing found" in out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_short_matrix_of_mutants(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What `make mutants` does with all of them: merging, marking, splitting, zeroing, and what is lost."""
+    names = (
+        "03-split-forgets-reported",
+        "10-half-of-a-folio",
+        "22-marks-survive-hibernation",
+        "24-bit-of-the-neighbour",
+        "25-either-half-suffices",
+        "26-split-invents-a-mark",
+    )
+    page = tmp_path / "matrix.md"
+    report = tmp_path / "matrix.json"
+    chosen = [argument for name in names for argument in ("--name", name)]
+    arguments = ["--seconds", "10", "--seed", "1", "--json", str(report), "--markdown", str(page)]
+    assert run(["check", "--mutants", *chosen, *arguments]) == 0, capsys.readouterr().out
+    document = json.loads(report.read_text())
+    verdicts = {each["mutant"]["file"]: each["verdict"] for each in document["mutants"]}
+    assert verdicts == dict.fromkeys(names, "killed")
+    assert "SURVIVED" not in page.read_text()
