@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hostzero.check.machine_ops import operation
+from hostzero.check.machine_rows import PIN
 from hostzero.check.users import HUGE_PAGES, Area, File
 from hostzero.check.world_setup import GIGANTIC
 from hostzero.errors import OutOfMemory
@@ -86,7 +87,7 @@ def use_file(world: World, which: int, what: int, first: int, count: int) -> Non
         elif what == 1:
             file.file.punch_hole(first * size, count * size)
             file.content[first * HUGE_PAGES : (first + count) * HUGE_PAGES] = 0
-        elif what == 2 and len(holes := np.flatnonzero(file.file.pages == NO_PAGE)):
+        elif what == PIN and len(holes := np.flatnonzero(file.file.pages == NO_PAGE)):
             file.file.memfd_alloc_folio(int(holes[first % len(holes)]))
         elif what == 3:
             file.file.truncate(first * size)

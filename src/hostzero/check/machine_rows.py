@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +17,15 @@ if TYPE_CHECKING:
     from hostzero.check.host import Host
     from hostzero.check.laws import Moment
 
+PIN: Final = 2
+"""What a step of `use_file` says that pins a page of the file, as memfd does for a driver."""
+
 
 def rows_of(before: Moment, after: Moment, delta: dict[str, int], host: Host, step: str) -> Counter[str]:
     """Return how often each row was seen."""
     then, now = before.pages, after.pages
     rows: Counter[str] = Counter()
-    name = step.split(" ", 1)[0]
+    name, *arguments = step.split(" ")
     was, is_ = then.place, now.place
     unowned_then, unowned_now = (was >= FREE) & (was <= DEFERRED), (is_ >= FREE) & (is_ <= DEFERRED)
     for report in host.reports:
@@ -70,6 +73,8 @@ def rows_of(before: Moment, after: Moment, delta: dict[str, int], host: Host, st
     rows["hugetlb-set"] += int(np.count_nonzero(unowned_then & (is_ == OWNED) & huge_now))
     rows["hugetlb-not"] += int(np.count_nonzero(unowned_then & (is_ == POOL) & huge_now))
     rows["hugetlb-return"] += int(np.count_nonzero((was == POOL) & (is_ == OWNED) & huge_now))
+    pinned = name == "use_file" and arguments[1:2] == [str(PIN)]
+    rows["hugetlb-reserve"] += int(np.count_nonzero((was != OWNED) & (is_ == OWNED) & huge_now)) * pinned
     rows["hugetlb-free"] += int(np.count_nonzero(huge_then & (was == OWNED) & (unowned_now | (is_ == POOL))))
     moved = delta["pgmigrate_success"]
     if moved:
