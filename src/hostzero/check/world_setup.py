@@ -21,7 +21,7 @@ DIRT: Final = 0x5A
 GIGANTIC: Final = 11
 
 CHOICES: Final[dict[str, tuple[Any, ...]]] = {
-    "mib": (4, 4, 8, 8, 16, 32),
+    "mib": (4, 8, 8, 16, 16, 32),
     "backing": ("anonymous", "anonymous", "memfd"),
     "nr_cpus": (1, 1, 2),
     "two_nodes": (False, False, True),
