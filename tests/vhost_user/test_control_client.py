@@ -109,3 +109,13 @@ def test_a_device_that_does_not_answer() -> None:
         with pytest.raises(ControlError, match=r"no answer in 0.01 s"):
             client.request("status")
         assert json.loads(theirs.recv(4096)) == {"version": 1, "command": "status"}
+
+
+def test_a_late_answer_is_not_the_next_one() -> None:
+    ours, theirs = socket.socketpair()
+    with ControlClient(ours, timeout=0.01) as client, theirs:
+        with pytest.raises(ControlError, match="no answer"):
+            client.request("status")
+        for late in (True, False):
+            theirs.sendall(json.dumps({"version": 1, "ok": True, "result": {"late": late}}).encode() + b"\n")
+        assert client.request("status") == {"late": False}

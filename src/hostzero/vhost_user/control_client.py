@@ -29,6 +29,7 @@ class ControlClient:
         self._socket = connected
         self._timeout = timeout
         self._received = b""
+        self._owed = 0
 
     @classmethod
     def open(cls, path: Path, timeout: float = TIMEOUT) -> Self:
@@ -52,8 +53,8 @@ class ControlClient:
         Raises:
             UsageError: the device does not take these arguments.
             ControlError: the device refuses, does not answer in time, is gone, or speaks another
-                version of the protocol. After such an error the connection is of no use, unless
-                the device itself answered.
+                version of the protocol. An answer that comes too late is skipped by the next
+                request.
         """
         request: dict[str, object] = {"version": PROTOCOL_VERSION, "command": command}
         if arguments:
@@ -65,7 +66,12 @@ class ControlClient:
         except OSError:
             # It may have said why before it closed: too many clients.
             pass
-        return _result(self._read_line())
+        self._owed += 1
+        while True:
+            line = self._read_line()
+            self._owed -= 1
+            if not self._owed:
+                return _result(line)
 
     def close(self) -> None:
         """Close the connection."""
