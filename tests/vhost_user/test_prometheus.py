@@ -61,9 +61,12 @@ def key(name: str, **labels: str) -> tuple[str, tuple[tuple[str, str], ...]]:
 
 @pytest.fixture
 def endpoint(loop: Loop, tmp_path: Path) -> Iterator[MetricsEndpoint]:
-    with loop.running(tmp_path / "ctl"), ControlClient(loop.server.connect()) as client:
-        with MetricsEndpoint(("127.0.0.1", 0), functools.partial(scrape, client)) as made:
-            yield made
+    with (
+        loop.running(tmp_path / "ctl"),
+        ControlClient(loop.server.connect()) as client,
+        MetricsEndpoint(("127.0.0.1", 0), functools.partial(scrape, client)) as made,
+    ):
+        yield made
 
 
 def test_what_a_guest_did_is_exported(service: FakeService, guest: Guest) -> None:
