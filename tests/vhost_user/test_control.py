@@ -11,8 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from hostzero.device import BalloonDevice
 from hostzero.errors import UsageError
+from hostzero.ram import GuestMemory
 from hostzero.vhost_user.control import CLIENTS_MAX
 from hostzero.vhost_user.control_protocol import LINE_BYTES_MAX
 from hostzero.virtio.features import QueueRole
@@ -253,6 +257,32 @@ def test_a_client_inside_the_process(loop: Loop) -> None:
         loop.settle()
         assert read(client)[0]["ok"]
     loop.settle()
+
+
+@given(
+    st.lists(st.binary(min_size=1, max_size=60) | st.sampled_from([STATUS, b"\n", STATUS[:9], b"x" * 4096]))
+)
+def test_any_bytes_cost_their_client_at_most(chunks: list[bytes]) -> None:
+    """Whatever arrives in whatever pieces, there are whole answers, and others are served."""
+    loop = Loop(FakeService(BalloonDevice(GuestMemory([]))))
+    with loop.server.connect() as client, loop.server.connect() as other:
+        client.setblocking(False)
+        other.setblocking(False)
+        answers = 0
+        try:
+            for chunk in chunks:
+                client.send(chunk)
+                loop.settle()
+                answers += len(read(client))
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        lines = b"".join(chunks).count(b"\n")
+        assert answers <= lines + 1
+        other.send(METRICS)
+        loop.settle()
+        assert read(other)[0]["ok"]
+    loop.settle()
+    loop.close()
 
 
 # ------------------------------------------------------------- a guest that floods

@@ -202,6 +202,20 @@ def test_a_scraper_that_says_nothing_does_not_keep_the_next_waiting_for_ever(
     assert capfd.readouterr().err == ""
 
 
+def test_a_scraper_that_says_nothing_does_not_keep_the_device_from_ending(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(prometheus._Handler, "timeout", 3600.0)
+    endpoint = MetricsEndpoint(("127.0.0.1", 0), dict)
+    port = endpoint._server.server_port
+    with socket.create_connection(("127.0.0.1", port)) as silent:
+        silent.send(b"GET /metrics HTTP/1.1\r\n")
+        closing = threading.Thread(target=endpoint.close, daemon=True)
+        closing.start()
+        closing.join(30)
+        assert not closing.is_alive()
+
+
 def test_nothing_is_left_of_a_closed_endpoint() -> None:
     before = threading.active_count()
     with MetricsEndpoint(("127.0.0.1", 0), dict) as endpoint:

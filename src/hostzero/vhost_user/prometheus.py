@@ -8,6 +8,7 @@ the device and a scrape is one moment's truth.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import logging
 import socket
@@ -40,6 +41,8 @@ _log = logging.getLogger(__name__)
 
 REQUEST_SECONDS: Final = 5.0
 """How long a scraper may take over its request. Scrapes are served one after another."""
+
+_HANG_UP_EVERY: Final = 0.05
 
 Status = Mapping[str, Any]
 
@@ -258,8 +261,12 @@ class MetricsEndpoint:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop the thread and close the socket; a scrape under way is finished first."""
-        self._server.shutdown()
+        """Stop the thread and close the socket; a scraper that is still talking is hung up on."""
+        stopping = threading.Thread(target=self._server.shutdown)
+        stopping.start()
+        while stopping.is_alive():
+            self._server.hang_up()
+            stopping.join(_HANG_UP_EVERY)
         self._thread.join()
         self._server.server_close()
 
@@ -273,6 +280,17 @@ class MetricsEndpoint:
 
 
 class _Server(WSGIServer):
+    current: socket.socket | None = None
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        self.current, address = super().get_request()
+        return self.current, address
+
+    def hang_up(self) -> None:
+        if self.current is not None:
+            with contextlib.suppress(OSError):
+                self.current.shutdown(socket.SHUT_RDWR)
+
     # The base class looks the address up in the DNS, to no use.
     def server_bind(self) -> None:
         socketserver.TCPServer.server_bind(self)
