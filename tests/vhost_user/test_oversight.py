@@ -3,112 +3,131 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import http.client
 import logging
-import selectors
 import socket
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from hostzero.errors import UsageError
+from hostzero.vhost_user import prometheus
 from hostzero.vhost_user.control_client import ControlClient
-from hostzero.vhost_user.oversight import oversight
+from hostzero.vhost_user.oversight import oversee
 from tests.vhost_user.control_service import FakeService
 
-
-@pytest.fixture
-def selector() -> selectors.DefaultSelector:
-    return selectors.DefaultSelector()
+FREE = ("127.0.0.1", 0)
 
 
 def url_in(caplog: pytest.LogCaptureFixture) -> str:
-    (line,) = (
-        record.getMessage() for record in caplog.records if record.getMessage().startswith("metrics: ")
-    )
-    return line.removeprefix("metrics: ")
+    found = [record.getMessage() for record in caplog.records if record.msg.startswith("metrics: ")]
+    return found[0].removeprefix("metrics: ") if found else ""
+
+
+@contextlib.asynccontextmanager
+async def overseen(
+    caplog: pytest.LogCaptureFixture, service: FakeService, path: Path | None, address: tuple[str, int]
+) -> AsyncIterator[str]:
+    """Give the address of the metrics once all is open; cancel the oversight at the end."""
+    with caplog.at_level(logging.INFO):
+        task = asyncio.ensure_future(oversee(service, control=path, metrics=address))
+        while not url_in(caplog):
+            assert not task.done(), task.exception()
+            await asyncio.sleep(0)
+        yield url_in(caplog)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
 
 
 def test_both_are_there_and_both_go(
-    service: FakeService,
-    selector: selectors.DefaultSelector,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
+    service: FakeService, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "ctl"
     got: list[object] = []
-    with caplog.at_level(logging.INFO), oversight(service, selector, control=path, metrics=("127.0.0.1", 0)):
-        url = url_in(caplog)
 
-        def ask() -> None:
-            with ControlClient.open(path) as client, urllib.request.urlopen(url) as answer:
-                got.extend([client.request("metrics")["control"]["clients"], answer.status])
+    def ask() -> None:
+        with ControlClient.open(path) as client, urllib.request.urlopen(url_in(caplog)) as answer:
+            got.extend([client.request("metrics")["control"]["clients"], answer.status])
 
-        asking = threading.Thread(target=ask)
-        asking.start()
-        while asking.is_alive():
-            for key, mask in selector.select(0.01):
-                key.data(mask)
-        assert got == [2, 200]
+    async def main() -> None:
+        async with overseen(caplog, service, path, FREE):
+            await asyncio.to_thread(ask)
+
+    asyncio.run(main())
+    assert got == [2, 200]
     assert not path.exists()
-    assert not selector.get_map()
     with pytest.raises(urllib.error.URLError):
-        urllib.request.urlopen(url)
+        urllib.request.urlopen(url_in(caplog))
 
 
-def test_nothing_is_opened_that_was_not_asked_for(
-    service: FakeService, selector: selectors.DefaultSelector
-) -> None:
+def test_nothing_is_opened_that_was_not_asked_for(service: FakeService) -> None:
     threads = threading.active_count()
-    with oversight(service, selector):
-        assert not selector.get_map()
+
+    async def look() -> None:
+        task = asyncio.ensure_future(oversee(service))
+        await asyncio.sleep(0)
         assert threading.active_count() == threads
+        task.cancel()
+
+    asyncio.run(look())
 
 
-def test_a_scrape_that_waits_for_the_loop_does_not_keep_the_device_from_ending(
-    service: FakeService, selector: selectors.DefaultSelector, caplog: pytest.LogCaptureFixture
+def test_a_scrape_that_waits_for_the_device_does_not_keep_it_from_ending(
+    service: FakeService, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The loop has ended, nobody answers any more, and the scraper hears so."""
-    status: list[int] = []
-    with caplog.at_level(logging.INFO), oversight(service, selector, metrics=("127.0.0.1", 0)) as server:
-        url = url_in(caplog)
+    """The device is busy when the scrape comes, and told to end when it is busy no more."""
+    asked = threading.Event()
+    failed: list[Exception] = []
 
-        def scrape() -> None:
-            try:
-                urllib.request.urlopen(url)
-            except urllib.error.HTTPError as error:
-                status.append(error.code)
-                error.close()
+    def scrape(client: ControlClient) -> prometheus.Status:
+        asked.set()
+        return client.request("status")
 
-        scraping = threading.Thread(target=scrape)
-        scraping.start()
-        # The request has reached the control socket, and stays there.
-        assert selector.select(30)
-        server.close()
-        scraping.join(30)
-    assert status == [503]
+    def pull(url: str) -> None:
+        try:
+            urllib.request.urlopen(url)
+        except urllib.error.HTTPError as error:
+            failed.append(error)
+            error.close()
+        except (OSError, http.client.HTTPException) as error:
+            failed.append(error)
+
+    async def main() -> None:
+        async with overseen(caplog, service, None, FREE) as url:
+            scraping = threading.Thread(target=pull, args=(url,))
+            scraping.start()
+            # Nothing else runs in the loop meanwhile.
+            assert asked.wait(30)
+        await asyncio.to_thread(scraping.join, 30)
+        assert not scraping.is_alive()
+
+    monkeypatch.setattr(prometheus, "scrape", scrape)
+    asyncio.run(main())
+    assert failed
 
 
 def test_an_address_that_others_can_reach_is_worth_a_warning(
-    service: FakeService, selector: selectors.DefaultSelector, caplog: pytest.LogCaptureFixture
+    service: FakeService, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with oversight(service, selector, metrics=("0.0.0.0", 0)):
-        pass
+    async def main() -> None:
+        async with overseen(caplog, service, None, ("0.0.0.0", 0)):
+            pass
+
+    asyncio.run(main())
     assert "served to other machines" in caplog.text
 
 
-def test_what_was_opened_before_an_error_is_closed(
-    service: FakeService, selector: selectors.DefaultSelector, tmp_path: Path
-) -> None:
+def test_what_was_opened_before_an_error_is_closed(service: FakeService, tmp_path: Path) -> None:
     path = tmp_path / "ctl"
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+    with socket.create_server(FREE) as taken:
         address = ("127.0.0.1", taken.getsockname()[1])
-        with (
-            pytest.raises(UsageError, match="cannot listen"),
-            oversight(service, selector, control=path, metrics=address),
-        ):
-            pytest.fail("two listen on one port")
+        with pytest.raises(UsageError, match="cannot listen"):
+            asyncio.run(oversee(service, control=path, metrics=address))
     assert not path.exists()
-    assert not selector.get_map()

@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import ipaddress
 import logging
-import selectors
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 from hostzero.vhost_user.control import ControlServer
@@ -18,40 +17,34 @@ from hostzero.vhost_user.control_commands import Service
 _log = logging.getLogger(__name__)
 
 
-@contextmanager
-def oversight(
-    service: Service,
-    selector: selectors.BaseSelector,
-    *,
-    control: Path | None = None,
-    metrics: tuple[str, int] | None = None,
-) -> Iterator[ControlServer]:
-    """Let `service` be steered and watched as long as the context lasts.
+async def oversee(
+    service: Service, *, control: Path | None = None, metrics: tuple[str, int] | None = None
+) -> None:
+    """Let `service` be steered and watched in the running loop, until cancelled.
 
     Args:
         service: the running backend.
-        selector: its loop; see `ControlServer`. The context begins and ends in its thread, before
-            and after the loop runs.
         control: where the control socket is to be; None for none.
         metrics: the host and port for Prometheus (`parse_address`); None for none.
 
     Raises:
         UsageError: the socket cannot be made, or the address cannot be listened on.
     """
-    with ExitStack() as stack:
-        server = stack.enter_context(ControlServer(service, selector))
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(ControlServer(service))
         if control is not None:
-            server.listen(control)
+            await server.listen(control)
             _log.info("control socket: %s", control)
         if metrics is not None:
             # Here, because the library takes a tenth of a second to load.
             from hostzero.vhost_user.prometheus import MetricsEndpoint, scrape  # noqa: PLC0415
 
-            client = stack.enter_context(ControlClient(server.connect()))
-            endpoint = stack.enter_context(MetricsEndpoint(metrics, functools.partial(scrape, client)))
+            client = stack.enter_context(ControlClient(await server.connect()))
+            endpoint = MetricsEndpoint(metrics, functools.partial(scrape, client))
+            # A scrape under way needs the loop to hear that there will be no answer.
+            stack.push_async_callback(asyncio.to_thread, endpoint.close)
+            stack.push_async_callback(server.close)
             if not ipaddress.ip_address(metrics[0]).is_loopback:
                 _log.warning("metrics are served to other machines, without any check: %s", endpoint.url)
             _log.info("metrics: %s", endpoint.url)
-            # First of all at the end: a scrape that waits for an answer has lost its loop.
-            stack.callback(server.close)
-        yield server
+        await asyncio.Event().wait()

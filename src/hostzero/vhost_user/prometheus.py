@@ -149,10 +149,12 @@ class StatusCollector(Collector):
 
 def _gauges(status: Status) -> Iterator[Metric]:
     device, session = status["device"], status["session"]
+    allocated = 0 if session is None else session["allocated_bytes"]
     for name, text, value in (
-        ("hostzero_front_end_connected", "Whether a VMM is connected.", session["connected"]),
+        ("hostzero_front_end_connected", "Whether a VMM is connected.", session is not None),
         ("hostzero_driver_running", "Whether the guest's driver is running.", device["live"]),
         ("hostzero_guest_memory_bytes", "Memory of the guest, balloon included.", device["memory_bytes"]),
+        ("hostzero_guest_allocated_bytes", "Memory that the host holds for the guest.", allocated),
         ("hostzero_balloon_target_bytes", "Size that the balloon should have.", device["target_bytes"]),
         (
             "hostzero_balloon_actual_bytes",
@@ -265,8 +267,8 @@ class MetricsEndpoint:
         stopping = threading.Thread(target=self._server.shutdown)
         stopping.start()
         while stopping.is_alive():
-            self._server.hang_up()
             stopping.join(_HANG_UP_EVERY)
+            self._server.hang_up()
         self._thread.join()
         self._server.server_close()
 
