@@ -24,6 +24,9 @@ PARENTS = {
     "NegotiationError": "VirtioError",
     "DeviceError": "HostzeroError",
     "DriverError": "HostzeroError",
+    "VhostUserError": "HostzeroError",
+    "MessageError": "VhostUserError",
+    "ConnectionLost": "VhostUserError",
 }
 
 

@@ -36,6 +36,7 @@ class LazyCommand(NamedTuple):
 COMMANDS: Final = {
     "bench": LazyCommand("hostzero.cli.bench", "Measure what known-zero pages save, and what it leaves out."),
     "check": LazyCommand("hostzero.cli.check", "Search for one page that is believed zero and is not."),
+    "device": LazyCommand("hostzero.cli.device", "Be the balloon of a virtual machine (vhost-user)."),
 }
 """Every command; its module has a click command named ``command``."""
 
