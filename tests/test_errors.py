@@ -25,6 +25,9 @@ PARENTS = {
     "DeviceError": "HostzeroError",
     "DriverError": "HostzeroError",
     "ControlError": "HostzeroError",
+    "VhostUserError": "HostzeroError",
+    "MessageError": "VhostUserError",
+    "ConnectionLost": "VhostUserError",
 }
 
 
