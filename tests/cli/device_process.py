@@ -8,6 +8,7 @@ malformed request each turn. The process ends when its standard input does.
 from __future__ import annotations
 
 import asyncio
+import socket
 import struct
 import sys
 from pathlib import Path
@@ -42,7 +43,9 @@ def _work(guest: Guest) -> None:
 async def serve(path: Path, guest: Guest) -> None:
     """Serve until standard input ends."""
     async with ControlServer(FakeService(guest.device)) as server:
-        await server.listen(path)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(str(path))
+        await server.listen(listener)
         ending = asyncio.Event()
         asyncio.get_running_loop().add_reader(sys.stdin, ending.set)
         print("ready", flush=True)  # noqa: T201 - for the test that waits

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
@@ -61,7 +62,9 @@ class Loop:
         return self.asyncio.run_until_complete(coroutine)
 
     def listen(self, path: Path) -> None:
-        self.run(self.server.listen(path))
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(str(path))
+        self.run(self.server.listen(listener))
 
     def turn(self) -> None:
         """Serve every event that is there, once each."""

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import stat
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hostzero.device import BalloonDevice
-from hostzero.errors import UsageError
 from hostzero.ram import GuestMemory
 from hostzero.vhost_user.control import CLIENTS_MAX
 from hostzero.vhost_user.control_protocol import LINE_BYTES_MAX
@@ -62,72 +60,15 @@ def ended(sock: socket.socket) -> bool:
         return True
 
 
-# ------------------------------------------------------------- the socket file
-
-
-def test_only_the_owner_may_connect(path: Path) -> None:
-    mode = path.lstat().st_mode
-    assert stat.S_ISSOCK(mode)
-    assert stat.S_IMODE(mode) == 0o600
-
-
-def test_a_umask_that_would_allow_everybody_changes_nothing(loop: Loop, tmp_path: Path) -> None:
-    before = os.umask(0)
-    try:
-        loop.listen(tmp_path / "ctl")
-    finally:
-        os.umask(before)
-    assert stat.S_IMODE((tmp_path / "ctl").lstat().st_mode) == 0o600
-
-
-def test_the_socket_goes_with_the_server(loop: Loop, path: Path) -> None:
+def test_every_client_goes_with_the_server(loop: Loop, path: Path) -> None:
     with dial(path) as client:
         loop.settle()
         loop.run(loop.server.close())
-        assert not path.exists()
-        assert ended(client)
-    loop.run(loop.server.close())
-
-
-def test_a_file_that_took_its_place_stays(loop: Loop, path: Path) -> None:
-    path.unlink()
-    path.write_text("mine")
-    loop.run(loop.server.close())
-    assert path.read_text() == "mine"
-
-
-def test_the_socket_of_a_killed_device_is_replaced(loop: Loop, tmp_path: Path) -> None:
-    path = tmp_path / "ctl"
-    with socket.socket(socket.AF_UNIX) as killed:
-        killed.bind(str(path))
-    loop.listen(path)
-    with dial(path) as client:
-        client.send(METRICS)
         loop.settle()
-        assert read(client)[0]["ok"]
-
-
-def test_the_socket_of_another_device_is_left_alone(service: FakeService, path: Path) -> None:
-    other = Loop(service)
-    with pytest.raises(UsageError, match="in use by another program"):
-        other.listen(path)
-    other.close()
-    with dial(path):
-        pass
-
-
-def test_a_file_is_left_alone(loop: Loop, tmp_path: Path) -> None:
-    file = tmp_path / "notes"
-    file.write_text("mine")
-    with pytest.raises(UsageError, match="is no socket"):
-        loop.listen(file)
-    assert file.read_text() == "mine"
-
-
-@pytest.mark.parametrize("name", ["missing/ctl", "x" * 120])
-def test_a_path_that_cannot_be_is_a_usage_error(loop: Loop, tmp_path: Path, name: str) -> None:
-    with pytest.raises(UsageError, match="cannot make the control socket"):
-        loop.listen(tmp_path / name)
+        assert ended(client)
+        with socket.socket(socket.AF_UNIX) as late, pytest.raises(ConnectionRefusedError):
+            late.connect(str(path))
+    loop.run(loop.server.close())
 
 
 # ------------------------------------------------------------- clients

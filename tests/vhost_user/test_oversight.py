@@ -8,6 +8,7 @@ import contextlib
 import http.client
 import logging
 import socket
+import stat
 import threading
 import urllib.error
 import urllib.request
@@ -19,7 +20,7 @@ import pytest
 from hostzero.errors import UsageError
 from hostzero.vhost_user import prometheus
 from hostzero.vhost_user.control_client import ControlClient
-from hostzero.vhost_user.oversight import oversee
+from hostzero.vhost_user.oversight import oversee, parse_address
 from tests.vhost_user.control_service import FakeService
 
 FREE = ("127.0.0.1", 0)
@@ -55,13 +56,14 @@ def test_both_are_there_and_both_go(
     def ask() -> None:
         with ControlClient.open(path) as client, urllib.request.urlopen(url_in(caplog)) as answer:
             got.extend([client.request("metrics")["control"]["clients"], answer.status])
+        got.append(stat.S_IMODE(path.lstat().st_mode))
 
     async def main() -> None:
         async with overseen(caplog, service, path, FREE):
             await asyncio.to_thread(ask)
 
     asyncio.run(main())
-    assert got == [2, 200]
+    assert got == [2, 200, 0o600]
     assert not path.exists()
     with pytest.raises(urllib.error.URLError):
         urllib.request.urlopen(url_in(caplog))
@@ -131,3 +133,25 @@ def test_what_was_opened_before_an_error_is_closed(service: FakeService, tmp_pat
         with pytest.raises(UsageError, match="cannot listen"):
             asyncio.run(oversee(service, control=path, metrics=address))
     assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("9100", ("127.0.0.1", 9100)),
+        (":9100", ("127.0.0.1", 9100)),
+        ("127.0.0.1:0", ("127.0.0.1", 0)),
+        ("0.0.0.0:9100", ("0.0.0.0", 9100)),
+        ("[::1]:9100", ("::1", 9100)),
+    ],
+)
+def test_addresses(text: str, address: tuple[str, int]) -> None:
+    assert parse_address(text) == address
+
+
+@pytest.mark.parametrize(
+    "text", ["", ":", "localhost:9100", "127.0.0.1", "127.0.0.1:", "1:65536", "::1", "1:²"]
+)
+def test_what_is_no_address(text: str) -> None:
+    with pytest.raises(UsageError, match=f"--metrics {text.replace('.', '[.]')}"):
+        parse_address(text)

@@ -24,7 +24,7 @@ from hostzero.units import PAGE_SIZE, Gpa
 from hostzero.vhost_user import prometheus
 from hostzero.vhost_user.control_client import ControlClient
 from hostzero.vhost_user.control_commands import Commands
-from hostzero.vhost_user.prometheus import MetricsEndpoint, StatusCollector, parse_address, scrape
+from hostzero.vhost_user.prometheus import MetricsEndpoint, StatusCollector, scrape
 from hostzero.virtio.balloon import StatTag
 from hostzero.virtio.features import QueueRole
 from tests.device.guest import BITMAP_AT, RAM_BYTES, Guest
@@ -242,25 +242,3 @@ def test_a_port_in_use_is_a_usage_error() -> None:
             UsageError, match=f"cannot listen on 127.0.0.1 port {port}: Address already in use"
         ):
             MetricsEndpoint(("127.0.0.1", port), dict)
-
-
-@pytest.mark.parametrize(
-    ("text", "address"),
-    [
-        ("9100", ("127.0.0.1", 9100)),
-        (":9100", ("127.0.0.1", 9100)),
-        ("127.0.0.1:0", ("127.0.0.1", 0)),
-        ("0.0.0.0:9100", ("0.0.0.0", 9100)),
-        ("[::1]:9100", ("::1", 9100)),
-    ],
-)
-def test_addresses(text: str, address: tuple[str, int]) -> None:
-    assert parse_address(text) == address
-
-
-@pytest.mark.parametrize(
-    "text", ["", ":", "localhost:9100", "127.0.0.1", "127.0.0.1:", "1:65536", "::1", "1:²"]
-)
-def test_what_is_no_address(text: str) -> None:
-    with pytest.raises(UsageError, match=f"--metrics {text.replace('.', '[.]')}"):
-        parse_address(text)

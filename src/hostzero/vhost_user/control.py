@@ -3,28 +3,24 @@
 
 It is served in the backend's own asyncio loop, so what it says is one moment's truth, and it
 costs the guest little: after each answer everybody else has a turn, a client that does not read
-its answers is not read either, and there are at most `CLIENTS_MAX` clients. The socket's mode is
-0600; whoever may connect may do what the backend may do.
+its answers is not read either, and there are at most `CLIENTS_MAX` clients.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
-import stat
-from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from hostzero.errors import UsageError
 from hostzero.vhost_user.control_commands import Commands, Service
 from hostzero.vhost_user.control_protocol import LINE_BYTES_MAX, Refusal
 
 CLIENTS_MAX: Final = 16
 """Clients at a time; a `hostzero top` is one."""
 
-_BACKLOG: Final = 16
+BACKLOG: Final = 16
+"""Clients that wait to be accepted."""
 # The limit of a stream is that of a line without its newline.
 _STREAM_LIMIT: Final = LINE_BYTES_MAX - 1
 
@@ -40,29 +36,12 @@ class ControlServer:
         """Answer for `service`; nobody can connect yet."""
         self.commands = Commands(service)
         self._server: asyncio.Server | None = None
-        self._path: Path | None = None
-        self._inode = (0, 0)
         self._clients: set[asyncio.Task[None]] = set()
 
-    async def listen(self, path: Path) -> None:
-        """Make the socket at `path`, in place of one that nobody listens on any more.
-
-        Raises:
-            UsageError: something else is there, or a socket that somebody listens on, or it
-                cannot be made.
-        """
-        _remove_stale(path)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        try:
-            listener.bind(str(path))
-            # Before anybody listens: until then nobody can connect, whatever the mode.
-            path.chmod(0o600)
-        except OSError as error:
-            listener.close()
-            raise UsageError(f"cannot make the control socket {path}: {error.strerror or error}") from error
-        self._path, self._inode = path, _inode(path)
+    async def listen(self, listener: socket.socket) -> None:
+        """Accept clients on a listening socket, which is taken over."""
         self._server = await asyncio.start_unix_server(
-            self._on_connection, sock=listener, limit=_STREAM_LIMIT, backlog=_BACKLOG
+            self._on_connection, sock=listener, limit=_STREAM_LIMIT, backlog=BACKLOG
         )
 
     async def connect(self) -> socket.socket:
@@ -73,13 +52,10 @@ class ControlServer:
         return theirs
 
     async def close(self) -> None:
-        """Remove the socket and send every client away; a second call does nothing."""
+        """Stop listening and send every client away; a second call does nothing."""
         server, self._server = self._server, None
         if server is not None:
             server.close()
-        path, self._path = self._path, None
-        if path is not None and _inode(path) == self._inode:
-            path.unlink(missing_ok=True)
         for client in self._clients:
             client.cancel()
         await asyncio.gather(*self._clients, return_exceptions=True)
@@ -139,33 +115,3 @@ class ControlServer:
             )
             await writer.drain()
             return b""
-
-
-def _inode(path: Path) -> tuple[int, int]:
-    try:
-        found = path.lstat()
-    except OSError:
-        return (0, 0)
-    return (found.st_dev, found.st_ino)
-
-
-# A backend that was killed leaves its socket behind. One that lives is left alone.
-def _remove_stale(path: Path) -> None:
-    try:
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise UsageError(f"cannot make the control socket {path}: {error.strerror}") from error
-    if not stat.S_ISSOCK(mode):
-        raise UsageError(f"{path} is there already and is no socket: name another control socket")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
-            return
-        except OSError as error:
-            raise UsageError(f"cannot use the control socket {path}: {error.strerror or error}") from error
-    raise UsageError(f"{path} is in use by another program: name another control socket")

@@ -10,9 +10,11 @@ import logging
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from hostzero.vhost_user.control import ControlServer
+from hostzero.errors import UsageError
+from hostzero.vhost_user.control import BACKLOG, ControlServer
 from hostzero.vhost_user.control_client import ControlClient
 from hostzero.vhost_user.control_commands import Service
+from hostzero.vhost_user.sockets import listen
 
 _log = logging.getLogger(__name__)
 
@@ -31,9 +33,13 @@ async def oversee(
         UsageError: the socket cannot be made, or the address cannot be listened on.
     """
     async with AsyncExitStack() as stack:
-        server = await stack.enter_async_context(ControlServer(service))
+        listener = None
         if control is not None:
-            await server.listen(control)
+            # Whoever may connect may do what the backend may do.
+            listener = stack.enter_context(listen(control, "--control", mode=0o600, backlog=BACKLOG))
+        server = await stack.enter_async_context(ControlServer(service))
+        if listener is not None:
+            await server.listen(listener)
             _log.info("control socket: %s", control)
         if metrics is not None:
             # Here, because the library takes a tenth of a second to load.
@@ -48,3 +54,23 @@ async def oversee(
                 _log.warning("metrics are served to other machines, without any check: %s", endpoint.url)
             _log.info("metrics: %s", endpoint.url)
         await asyncio.Event().wait()
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Return the host and port of ``PORT``, ``ADDR:PORT`` or ``[ADDR]:PORT``.
+
+    Without an address it is 127.0.0.1: the figures tell strangers what a guest does, so that
+    only who names an address serves others.
+
+    Raises:
+        UsageError: it is no numeric address, or no port from 0 to 65535 (0: any free one).
+    """
+    host, _, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]") or "127.0.0.1"
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        raise UsageError(f"--metrics {text}: {host!r} is no address such as 127.0.0.1 or [::1]") from None
+    if not (port.isascii() and port.isdecimal() and int(port) < 1 << 16):
+        raise UsageError(f"--metrics {text}: {port!r} is no port; write PORT or ADDR:PORT")
+    return str(address), int(port)

@@ -214,26 +214,6 @@ def _counter(name: str, text: str, value: float) -> Metric:
 # ---------------------------------------------------------------------- the endpoint
 
 
-def parse_address(text: str) -> tuple[str, int]:
-    """Return the host and port of ``PORT``, ``ADDR:PORT`` or ``[ADDR]:PORT``.
-
-    Without an address it is 127.0.0.1: the figures tell strangers what a guest does, so that
-    only who names an address serves others.
-
-    Raises:
-        UsageError: it is no numeric address, or no port from 0 to 65535 (0: any free one).
-    """
-    host, _, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]") or "127.0.0.1"
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        raise UsageError(f"--metrics {text}: {host!r} is no address such as 127.0.0.1 or [::1]") from None
-    if not (port.isascii() and port.isdecimal() and int(port) < 1 << 16):
-        raise UsageError(f"--metrics {text}: {port!r} is no port; write PORT or ADDR:PORT")
-    return str(address), int(port)
-
-
 class MetricsEndpoint:
     """An HTTP server for Prometheus in one thread of its own.
 
