@@ -58,6 +58,7 @@ def test_a_device_without_guest() -> None:
     text = drawn((status, None, 0.0), 118)
     assert "no VMM" in text
     assert "features offered:" in text
+    assert "none yet" in text
 
 
 def test_a_guest_that_claims_more_than_it_has_does_not_break_the_bar() -> None:

@@ -121,6 +121,8 @@ def statistics_table(statistics: Status) -> Table:
     table = new_table("guest statistics", "")
     for name, value in statistics.items():
         table.add_row(name, data_size(value) if name in _IN_BYTES else f"{value:,}")
+    if not statistics:
+        table.add_row("none yet", "")
     return table
 
 

@@ -28,7 +28,7 @@ from hostzero.vhost_user.connection import CLOSED, Connection, Peer, TooManyDesc
 from hostzero.vhost_user.messages import ErrorKind
 from hostzero.vhost_user.metrics import ServiceMetrics
 from hostzero.vhost_user.session import Session
-from hostzero.virtio.features import Feature, QueueRole, names
+from hostzero.virtio.features import Feature, QueueRole
 
 _log = logging.getLogger(__name__)
 
@@ -72,23 +72,6 @@ class Service:
     def label(self) -> str:
         """What to call the present guest in a log line."""
         return "no guest" if self.peer is None else f"guest of {describe(self.peer)}"
-
-    def status(self) -> dict[str, object]:
-        """Return the whole state as plain values with text keys, for a file or a socket."""
-        device = self.device
-        return {
-            "offered": names(device.device_features()),
-            "acked": names(int(device.acked)),
-            "live": device.live,
-            "target_pages": device.target,
-            "actual_pages": device.actual,
-            "poison_val": device.poison_val,
-            "hint": device.hint_status.value,
-            "stats": {tag.name.lower(): value for tag, value in device.stats.items()},
-            "session": self.session_status(),
-            "device": device.metrics.as_dict(),
-            "vhost_user": self.metrics.as_dict(),
-        }
 
     def session_status(self) -> dict[str, object] | None:
         """Return what is known about the front end and its guest, as plain values with text keys.
