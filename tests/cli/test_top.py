@@ -42,7 +42,7 @@ class Terminal:
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
-            start_new_session=True,
+            process_group=0,  # no session of its own: there, the kernel would not let it be stopped
             env=os.environ | {"TERM": "xterm", "COLUMNS": "100", "LINES": "40"},
         )
         os.close(theirs)

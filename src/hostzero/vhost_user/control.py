@@ -91,13 +91,12 @@ class ControlServer:
         client.add_done_callback(end)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # With no buffer between, drain() waits until the client has room for what it asked for.
-        writer.transport.set_write_buffer_limits(high=0)
         try:
             while line := await self._read_line(reader, writer):
                 writer.write(self.commands.answer(line))
                 await writer.drain()
-                # Neither the read nor the drain waits if there is no need to.
+                # Neither the read nor the drain waits if there is no need to; the drain does if the
+                # client is behind with reading.
                 await asyncio.sleep(0)
         except OSError:
             pass  # it went away without its answer
