@@ -34,7 +34,8 @@ class BackendChannel:
         with fd:
             if not stat.S_ISSOCK(os.fstat(fd.fileno()).st_mode):
                 raise MessageError(ErrorKind.DESCRIPTORS, "the backend channel is no socket")
-            sock = socket.socket(fileno=fd.detach())
+            sock = socket.socket(fileno=fd.fileno())
+            fd.detach()
         if sock.type != socket.SOCK_STREAM:
             sock.close()
             raise MessageError(ErrorKind.DESCRIPTORS, "the backend channel is no stream socket")

@@ -79,6 +79,8 @@ class ErrorKind(enum.StrEnum):
     """A memory table that cannot be mapped, or addresses outside of it."""
     RING = "ring"
     """A ring that cannot run as it was described."""
+    INTERNAL = "internal"
+    """A defect of hostzero; the log has it."""
 
 
 class Request(enum.IntEnum):

@@ -81,7 +81,7 @@ class Service:
         session, peer = self.session, self.peer
         if session is None or peer is None:
             return None
-        table = session.table
+        table = session.rings.table
         return {
             "number": self.metrics.sessions,
             "pid": peer.pid,
@@ -99,7 +99,7 @@ class Service:
                     "running": vring.running,
                     "broken": vring.broken,
                 }
-                for vring in session.vrings
+                for vring in session.rings.vrings
             ],
         }
 

@@ -42,11 +42,12 @@ from __future__ import annotations
 import enum
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, Protocol, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from hostzero.device import BalloonDevice
 from hostzero.errors import HostzeroError, MessageError
 from hostzero.ram import GuestMemory
+from hostzero.vhost_user.announcer import Announcer
 from hostzero.vhost_user.backend_channel import BackendChannel
 from hostzero.vhost_user.connection import Fd, Message
 from hostzero.vhost_user.memory_table import MappedTable
@@ -67,18 +68,15 @@ from hostzero.vhost_user.messages import (
     name_of,
     parse_request,
 )
-from hostzero.vhost_user.vring import Vring, eventfd
+from hostzero.vhost_user.rings import QUEUES_MAX, Loop, Rings
+from hostzero.vhost_user.vring import eventfd
 from hostzero.virtio.balloon import CONFIG
-from hostzero.virtio.features import QueueRole
-from hostzero.virtio.transport import Status
+from hostzero.virtio.ring_layout import QUEUE_SIZE_MAX
 
 if TYPE_CHECKING:
     from hostzero.vhost_user.metrics import ServiceMetrics
 
 _log = logging.getLogger(__name__)
-
-QUEUES_MAX: Final = len(QueueRole)
-"""Queues of a session. QEMU names as many as it was told to make, with or without a role."""
 
 OFFERED: Final = (
     ProtocolFeature.MQ
@@ -89,16 +87,8 @@ OFFERED: Final = (
 )
 """The protocol features that are implemented, and so offered."""
 
-REQUESTS_PER_TURN: Final = 8
-"""Requests of one queue that are answered before everybody else has a turn."""
-IDLE_KICKS_MAX: Final = 64
-"""Notifications for nothing in a row, after which a queue's are left unread for a moment."""
 LOG_LINES_MAX: Final = 16
 """Log lines about refused messages in one session; the counters count all of them."""
-
-_STARTING: Final = int(Status.ACKNOWLEDGE | Status.DRIVER)
-_FEATURES_OK: Final = _STARTING | int(Status.FEATURES_OK)
-_DRIVER_OK: Final = _FEATURES_OK | int(Status.DRIVER_OK)
 
 
 class SessionState(enum.Enum):
@@ -125,53 +115,24 @@ _DUE: Final[dict[Request, frozenset[SessionState]]] = {
 # Every other request is due from SET_OWNER on.
 
 
-class Loop(Protocol):
-    """What a session needs of the loop in which it runs."""
-
-    def watch(self, fd: int, callback: Callable[[], None]) -> None:
-        """Call back whenever `fd` is readable."""
-        ...
-
-    def unwatch(self, fd: int) -> None:
-        """Do so no more; nothing happens if it was not watched."""
-        ...
-
-    def soon(self, callback: Callable[[], None]) -> None:
-        """Call back in the next turn, after everybody else."""
-        ...
-
-    def later(self, callback: Callable[[], None]) -> None:
-        """Call back after a rest, some milliseconds."""
-        ...
-
-
 class Session:
     """A connection's state, between its first message and its end.
 
     Attributes:
         state: where it stands.
         acked_protocol: the protocol features that the front end has accepted.
-        features: the virtio features that it has accepted, without bit 30; None before.
-        vrings: every ring, by its index.
-        table: guest memory; None before SET_MEM_TABLE.
+        rings: its rings, its virtio features and its memory.
     """
 
     def __init__(self, device: BalloonDevice, loop: Loop, metrics: ServiceMetrics) -> None:
         """Serve `device`, which no other session serves."""
         self.state = SessionState.CONNECTED
         self.acked_protocol = ProtocolFeature(0)
-        self.features: int | None = None
-        self.vrings = [Vring(index) for index in range(QUEUES_MAX)]
-        self.table: MappedTable | None = None
         self._device = device
-        self._loop = loop
         self._metrics = metrics
-        self._channel: BackendChannel | None = None
-        self._implicit_enable = True
-        self._window = False
-        self._told: bytes | None = None
+        self._announcer = Announcer(device, metrics)
+        self.rings = Rings(device, loop, metrics, self._announcer)
         self._logged = 0
-        device.on_config_change(self._announce)
 
     # ------------------------------------------------------------------ messages
 
@@ -187,9 +148,15 @@ class Session:
                 payload = parse_request(header, message.payload, len(message.fds))
                 request = Request(header.request)
                 self._check_due(request)
-                answer = _HANDLERS[request](self, payload, message.take_fds())
+                # A handler takes what it keeps out of the list; the rest is closed with the message.
+                answer = _HANDLERS[request](self, payload, message.fds)
             except (HostzeroError, OSError) as error:
                 return self.refuse(header, error)
+            except Exception as error:  # noqa: BLE001 - a defect here is not worth a guest's balloon
+                _log.exception("%s failed", name_of(header.request))
+                return self.refuse(header, MessageError(ErrorKind.INTERNAL, str(error)))
+            finally:
+                self._settle()
         if answer is not None:
             return answer.pack()
         return U64(0).pack() if self._wants_ack(header) else None
@@ -201,12 +168,25 @@ class Session:
         self._logged += 1
         if self._logged <= LOG_LINES_MAX:
             _log.warning("%s refused (%s): %s", name_of(header.request), kind.value, error)
+        if self._logged == LOG_LINES_MAX:
+            _log.warning("further refusals of this session are only counted")
         if header.request in REPLY_PAYLOADS:
             return b""
         return U64(1).pack() if self._wants_ack(header) else None
 
     def _wants_ack(self, header: Header) -> bool:
         return header.need_reply and ProtocolFeature.REPLY_ACK in self.acked_protocol
+
+    # From SET_OWNER on the state follows from what there is, also after half a failure.
+    def _settle(self) -> None:
+        if self.state is SessionState.CONNECTED:
+            return
+        if self.rings.running:
+            self.state = SessionState.RUNNING
+        elif self.rings.features is not None:
+            self.state = SessionState.NEGOTIATED
+        else:
+            self.state = SessionState.OWNED
 
     def _check_due(self, request: Request) -> None:
         if self.state not in _DUE.get(request, _OWNED):
@@ -223,30 +203,11 @@ class Session:
     def _set_features(self, payload: U64, _fds: list[Fd]) -> None:
         features = payload.value & ~F_PROTOCOL_FEATURES
         if self.state is SessionState.RUNNING:
-            if features != self.features:
+            if features != self.rings.features:
                 raise MessageError(ErrorKind.ORDER, "features cannot change while rings run")
             return
-        self._implicit_enable = not payload.value & F_PROTOCOL_FEATURES
-        self.features = None
-        self.state = SessionState.OWNED
-        self._negotiate(features)
-        self.features = features
-        self.state = SessionState.NEGOTIATED
-
-    def _negotiate(self, features: int) -> None:
-        device = self._device
-        if device.status():
-            device.suspend()
-        device.set_status(_STARTING)
-        device.set_driver_features(features)
-        device.set_status(_FEATURES_OK)
-        if device.status() != _FEATURES_OK:
-            device.suspend()
-            raise MessageError(
-                ErrorKind.FEATURES,
-                f"features {features:#x}: not offered, or without VERSION_1 "
-                f"(offered are {device.device_features():#x})",
-            )
+        self.rings.implicit_enable = not payload.value & F_PROTOCOL_FEATURES
+        self.rings.negotiate(features)
 
     def _get_protocol_features(self, _payload: Payload, _fds: list[Fd]) -> Payload:
         return U64(int(OFFERED))
@@ -265,251 +226,74 @@ class Session:
 
     # Deprecated: "use it to disable all rings" is what the specification recommends.
     def _reset_owner(self, _payload: Payload, _fds: list[Fd]) -> None:
-        for vring in self.vrings:
-            self._stop(vring)
-            vring.enabled = False
+        self.rings.stop_all()
 
     def _reset_device(self, _payload: Payload, _fds: list[Fd]) -> None:
-        self._reset_owner(_payload, _fds)
-        self._device.reset()
-        for vring in self.vrings:
+        self.rings.stop_all()
+        self.rings.features = None
+        for vring in self.rings.vrings:
             vring.base = 0
-        self.features = None
-        self.state = SessionState.OWNED
+        self._device.reset()
 
     def _set_backend_req_fd(self, _payload: Payload, fds: list[Fd]) -> None:
-        channel = BackendChannel(fds[0], self._metrics)
-        if self._channel is not None:
-            self._channel.close()
-        self._channel = channel
+        self._announcer.use(BackendChannel(fds.pop(), self._metrics))
 
     # ------------------------------------------------------------------ memory
 
     def _set_mem_table(self, payload: MemTable, fds: list[Fd]) -> None:
-        try:
-            table = MappedTable(payload, [fd.fileno() for fd in fds])
-        finally:
-            for fd in fds:
-                fd.close()
-        # Guest memory can grow while rings run: they go on in the new mapping where they were.
-        running = [vring for vring in self.vrings if vring.running]
-        for vring in running:
-            vring.base = self._device.stop_queue(vring.index)
-        self._device.set_memory(table.memory)
-        if self.table is not None:
-            self.table.close()
-        self.table = table
-        failed: MessageError | None = None
-        for vring in running:
-            self._quiet(vring)
-            try:
-                self._start(vring)
-            except MessageError as error:
-                failed = failed or error
-        if running and not any(vring.running for vring in self.vrings):
-            self._stopped()
-        if failed is not None:
-            raise failed
+        self.rings.remap(MappedTable(payload, [fd.fileno() for fd in fds]))
 
     # ------------------------------------------------------------------ rings
 
-    def _vring(self, index: int) -> Vring:
-        if index >= len(self.vrings):
-            raise MessageError(ErrorKind.MALFORMED, f"there is no queue {index}, only 0 to {QUEUES_MAX - 1}")
-        return self.vrings[index]
-
-    def _stopped_vring(self, index: int) -> Vring:
-        vring = self._vring(index)
-        if vring.running:
-            raise MessageError(ErrorKind.ORDER, f"queue {index} runs: stop it first")
-        return vring
-
     def _set_vring_num(self, payload: VringState, _fds: list[Fd]) -> None:
-        vring = self._stopped_vring(payload.queue)
+        vring = self.rings.stopped(payload.queue)
         size = payload.num
-        if not 1 <= size <= 1 << 15 or size & (size - 1):
-            raise MessageError(ErrorKind.MALFORMED, f"{size} entries are no power of two up to 32768")
+        if not 1 <= size <= QUEUE_SIZE_MAX or size & (size - 1):
+            raise MessageError(
+                ErrorKind.MALFORMED, f"{size} entries are no power of two up to {QUEUE_SIZE_MAX}"
+            )
         vring.size = size
 
     def _set_vring_base(self, payload: VringState, _fds: list[Fd]) -> None:
-        vring = self._stopped_vring(payload.queue)
+        vring = self.rings.stopped(payload.queue)
         if payload.num > 0xFFFF:
             raise MessageError(ErrorKind.MALFORMED, f"{payload.num} is no index of a split ring")
         vring.base = payload.num
 
     def _set_vring_addr(self, payload: VringAddr, _fds: list[Fd]) -> None:
-        vring = self._stopped_vring(payload.queue)
-        if self.table is not None:
+        vring = self.rings.stopped(payload.queue)
+        if self.rings.table is not None:
             for address in (payload.desc, payload.avail, payload.used):
-                self.table.to_gpa(address)
+                self.rings.table.to_gpa(address)
         vring.addr = payload
 
     def _get_vring_base(self, payload: VringState, _fds: list[Fd]) -> Payload:
-        vring = self._vring(payload.queue)
-        self._stop(vring)
-        if vring.kick is not None:
-            vring.kick.close()
-            vring.kick = None
+        vring = self.rings.vring(payload.queue)
+        self.rings.stop(vring)
+        vring.drop_kick()
         return VringState(payload.queue, vring.base)
 
     def _set_vring_enable(self, payload: VringState, _fds: list[Fd]) -> None:
-        vring = self._vring(payload.queue)
         if payload.num > 1:
             raise MessageError(ErrorKind.MALFORMED, f"a queue is enabled by 1 or 0, not by {payload.num}")
-        vring.enabled = bool(payload.num)
-        if vring.enabled:
-            self._start_if_due(vring)
-        else:
-            self._stop(vring)
+        self.rings.enable(payload.queue, bool(payload.num))
 
     def _set_vring_kick(self, payload: VringFd, fds: list[Fd]) -> None:
-        vring = self._vring_for_fd(payload, fds)
+        vring = self.rings.vring(payload.queue)
         if not fds:
             raise MessageError(ErrorKind.DESCRIPTORS, "a queue without a kick would have to be polled")
-        kick = eventfd(fds[0])
-        if vring.kick is not None:
-            self._loop.unwatch(vring.kick.fileno())
-            vring.kick.close()
-        vring.kick = kick
-        vring.resting = False
-        if vring.running:
-            self._listen(vring)
-            self._serve(vring)
-        else:
-            self._start_if_due(vring)
+        self.rings.use_kick(vring, eventfd(fds))
 
     def _set_vring_call(self, payload: VringFd, fds: list[Fd]) -> None:
-        vring = self._vring_for_fd(payload, fds)
-        call = eventfd(fds[0]) if fds else None
-        if vring.call is not None:
-            vring.call.close()
-        vring.call = call
-        if vring.running and vring.signalled:
-            # The last signal may have gone to the descriptor that nobody listens to any more.
-            self._interrupt(vring)
+        vring = self.rings.vring(payload.queue)
+        self.rings.use_call(vring, eventfd(fds) if fds else None)
 
     def _set_vring_err(self, payload: VringFd, fds: list[Fd]) -> None:
-        vring = self._vring_for_fd(payload, fds)
-        err = eventfd(fds[0]) if fds else None
+        vring = self.rings.vring(payload.queue)
+        err = eventfd(fds) if fds else None
         if vring.err is not None:
             vring.err.close()
         vring.err = err
-
-    def _vring_for_fd(self, payload: VringFd, fds: list[Fd]) -> Vring:
-        try:
-            return self._vring(payload.queue)
-        except MessageError:
-            for fd in fds:
-                fd.close()
-            raise
-
-    def _start_if_due(self, vring: Vring) -> None:
-        if vring.running or vring.kick is None or not (vring.enabled or self._implicit_enable):
-            return
-        self._start(vring)
-
-    def _start(self, vring: Vring) -> None:
-        device = self._device
-        if self.features is None:
-            raise MessageError(ErrorKind.ORDER, f"queue {vring.index} cannot start before SET_FEATURES")
-        layout = vring.layout(self.table)
-        if not device.status() & Status.FEATURES_OK:
-            self._negotiate(self.features)
-        role = device.queue_role(vring.index)
-        if role is None:
-            raise MessageError(
-                ErrorKind.RING, f"queue {vring.index} has no role with the features that were accepted"
-            )
-        first = not device.live
-        if first:
-            device.set_status(_DRIVER_OK)
-        try:
-            device.setup_queue(
-                vring.index, layout, lambda: self._interrupt(vring), start_index=vring.base, late=True
-            )
-        except HostzeroError as error:
-            if first:
-                device.suspend()
-            raise MessageError(ErrorKind.RING, str(error)) from error
-        vring.running = True
-        vring.broken = vring.signalled = False
-        vring.idle_kicks = 0
-        self.state = SessionState.RUNNING
-        self._open_window()
-        _log.info("queue %d (%s) runs from index %d on", vring.index, role.value, vring.base)
-        self._listen(vring)
-        self._serve(vring)
-
-    def _stop(self, vring: Vring) -> None:
-        if not vring.running:
-            return
-        self._close_window()
-        self._quiet(vring)
-        vring.base = self._device.stop_queue(vring.index)
-        _log.info("queue %d stops at index %d", vring.index, vring.base)
-        if not any(vring.running for vring in self.vrings):
-            self._stopped()
-
-    def _quiet(self, vring: Vring) -> None:
-        if vring.kick is not None:
-            self._loop.unwatch(vring.kick.fileno())
-        vring.running = vring.scheduled = vring.resting = False
-
-    def _stopped(self) -> None:
-        self._device.suspend()
-        self.state = SessionState.NEGOTIATED
-
-    # ------------------------------------------------------------------ serving
-
-    def _listen(self, vring: Vring) -> None:
-        if vring.kick is not None:
-            self._loop.watch(vring.kick.fileno(), lambda: self._kicked(vring))
-
-    def _kicked(self, vring: Vring) -> None:
-        vring.take_kick()
-        self._metrics.kicks += 1
-        if vring.scheduled or not vring.running:
-            return
-        if self._serve(vring):
-            vring.idle_kicks = 0
-            return
-        self._metrics.empty_kicks += 1
-        vring.idle_kicks += 1
-        if vring.idle_kicks >= IDLE_KICKS_MAX and vring.kick is not None:
-            vring.resting = True
-            self._loop.unwatch(vring.kick.fileno())
-            self._loop.later(lambda: self._rested(vring))
-
-    def _rested(self, vring: Vring) -> None:
-        if vring.resting and vring.running:
-            vring.resting = False
-            self._listen(vring)
-
-    # Whether there was anything to do.
-    def _serve(self, vring: Vring) -> bool:
-        vring.scheduled = False
-        if not vring.running:
-            return False
-        role = self._device.queue_role(vring.index)
-        assert role is not None, "a ring that runs has a role"
-        metrics = self._device.metrics.queues[role]
-        before = metrics.requests
-        more = self._device.serve(vring.index, REQUESTS_PER_TURN)
-        if not vring.broken and (why := self._device.broken(vring.index)):
-            vring.broken = True
-            _log.warning("queue %d (%s) is broken until it is stopped: %s", vring.index, role.value, why)
-            vring.report_broken()
-        if more:
-            vring.scheduled = True
-            self._loop.soon(lambda: self._again(vring))
-        return metrics.requests != before
-
-    def _again(self, vring: Vring) -> None:
-        if vring.scheduled:
-            self._serve(vring)
-
-    def _interrupt(self, vring: Vring) -> None:
-        self._metrics.calls += vring.interrupt()
 
     # ------------------------------------------------------------------ configuration space
 
@@ -526,51 +310,22 @@ class Session:
         if data:
             self._device.write_config(payload.offset, data)
 
-    def _announce(self) -> None:
-        if self._window and self._channel is not None:
-            self._channel.config_change()
-        else:
-            self._metrics.config_changes_dropped += 1
-
-    def _open_window(self) -> None:
-        if self._window:
-            return
-        self._window = True
-        told, self._told = self._told, None
-        if told is not None and told != self._announced():
-            self._announce()
-
-    def _close_window(self) -> None:
-        if self._window:
-            self._window = False
-            self._told = self._announced()
-
-    # The fields that the host changes: num_pages and the command id of hinting.
-    def _announced(self) -> bytes:
-        space = self._device.read_config(0, CONFIG.size)
-        return space[0:4] + space[8:12]
-
     # ------------------------------------------------------------------ the end
 
     def close(self) -> None:
-        """Stop everything, close every descriptor and unmap guest memory; once is enough."""
+        """Stop everything, close every descriptor and unmap guest memory; once is enough.
+
+        The device is as new then, but for the target and the counters.
+        """
         if self.state is SessionState.CLOSED:
             return
-        for vring in self.vrings:
-            self._stop(vring)
-            vring.close()
-        self._device.on_config_change(_nobody)
+        self.rings.close()
+        self._announcer.close()
         self._device.reset()
         self._device.set_memory(GuestMemory([]))
-        if self.table is not None:
-            self.table.close()
-        if self._channel is not None:
-            self._channel.close()
+        if self.rings.table is not None:
+            self.rings.table.close()
         self.state = SessionState.CLOSED
-
-
-def _nobody() -> None:
-    """Hear of a configuration change while nobody is connected."""
 
 
 _NEEDS: Final[dict[Request, ProtocolFeature]] = {

@@ -94,6 +94,12 @@ class Vring:
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self.kick.fileno())
 
+    def drop_kick(self) -> None:
+        """Close the kick; it is watched by nobody."""
+        if self.kick is not None:
+            self.kick.close()
+            self.kick = None
+
     def close(self) -> None:
         """Close its descriptors."""
         for fd in (self.kick, self.call, self.err):
@@ -102,19 +108,19 @@ class Vring:
         self.kick = self.call = self.err = None
 
 
-def eventfd(fd: Fd) -> Fd:
-    """Return `fd`, made non-blocking, if it is an eventfd.
+def eventfd(fds: list[Fd]) -> Fd:
+    """Take an eventfd out of the list of a message, and make it non-blocking.
 
-    Any other kind could block a read for ever, or take our eight bytes where they do harm.
+    Any other kind of descriptor could block a read for ever, or take our eight bytes where they
+    do harm.
 
     Raises:
-        MessageError: it is none; it is closed.
+        MessageError: it is none, and stays in the list.
     """
-    if not is_eventfd(fd.fileno()):
-        fd.close()
+    if not is_eventfd(fds[0].fileno()):
         raise MessageError(ErrorKind.DESCRIPTORS, "the descriptor is no eventfd")
-    os.set_blocking(fd.fileno(), False)
-    return fd
+    os.set_blocking(fds[0].fileno(), False)
+    return fds.pop(0)
 
 
 def _signal(fd: Fd | None) -> bool:
