@@ -17,7 +17,11 @@
     │   ├── RingError             a ring breaks a rule of virtio 1.3, 2.7
     │   └── NegotiationError      the two ends cannot agree on features or queues
     ├── DeviceError               device/: a request that the device refuses
-    └── DriverError               driver/: a device that the driver refuses
+    ├── DriverError               driver/: a device that the driver refuses
+    ├── ControlError              vhost_user/: the control socket of a device gives no answer, or an error
+    └── VhostUserError            vhost_user/: the socket and what comes over it
+        ├── MessageError          a message that is refused; the connection goes on
+        └── ConnectionLost        the connection cannot go on, or the peer has closed it
 
 A command ends with status 2 for `UsageError` and `BackingUnavailable`, which the
 user can mend, and with status 1 for everything else in the tree.
@@ -84,3 +88,28 @@ class DeviceError(HostzeroError):
 
 class DriverError(HostzeroError):
     """The driver refuses a device (probe fails)."""
+
+
+class ControlError(HostzeroError):
+    """A running device gives no answer on its control socket, or answers by an error."""
+
+
+class VhostUserError(HostzeroError):
+    """Something on a vhost-user socket is not as the protocol says."""
+
+
+class MessageError(VhostUserError):
+    """A message that is refused: nothing of it was done, and the connection goes on.
+
+    Attributes:
+        kind: what is wrong with it, in one word to count by (`hostzero.vhost_user.metrics`).
+    """
+
+    def __init__(self, kind: str, text: str) -> None:
+        """Say what is wrong in a word and in a sentence."""
+        super().__init__(text)
+        self.kind = kind
+
+
+class ConnectionLost(VhostUserError):
+    """The peer has closed the connection, or broken its framing so that it cannot go on."""
