@@ -25,7 +25,7 @@ def to_junit(report: Report) -> bytes:
             test.result = [Failure(f"stale: {why}", "stale")]
             suite.add_testcase(test)
         document.add_testsuite(suite)
-    text: bytes = document.tostring()
+    text: bytes = document.tostring()  # type: ignore[no-untyped-call]  # the library types its classes only
     return text
 
 

@@ -68,6 +68,6 @@ class _Lines:
         self._failed += result.outcome is Outcome.FAIL
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + LINE_EVERY
-            print(  # noqa: T201
+            print(
                 f"{self._done} of {self._total} cases, {self._failed} failed", file=self._stream, flush=True
             )
