@@ -47,7 +47,7 @@ class Case:
         id: its name, unique, for `--case` and for lists of known deviations.
         title: what a device has to do, as a sentence without a full stop.
         clause: a clause of virtio 1.3, or "proposal bit 6" and "proposal bit 7".
-        group: the subject, the name of the module.
+        module: where it is written; its last part is the subject.
         run: the function.
         offers: features without which the case says nothing.
         needs: what the target has to be able to do.
@@ -57,11 +57,16 @@ class Case:
     id: str
     title: str
     clause: str
-    group: str
+    module: str
     run: CaseFunction
     offers: Feature = NOTHING
     needs: tuple[Ability, ...] = ()
     lessons: tuple[int, ...] = ()
+
+    @property
+    def group(self) -> str:
+        """The subject."""
+        return self.module.rpartition(".")[2].replace("_", " ")
 
 
 _CASES: dict[str, Case] = {}
@@ -102,9 +107,8 @@ def add(
     """
     if case_id in _CASES:
         raise ValueError(f"two cases are called {case_id}")
-    group = function.__module__.rpartition(".")[2].replace("_", " ")
     _CASES[case_id] = Case(
-        case_id, title, clause, group, function, offers, tuple(needs), tuple(sorted(lessons))
+        case_id, title, clause, function.__module__, function, offers, tuple(needs), tuple(sorted(lessons))
     )
 
 

@@ -11,10 +11,9 @@ from hostzero.errors import UsageError
 
 
 def all_cases() -> tuple[Case, ...]:
-    """Return every case, in the order of the modules and of their lines."""
-    # Importing the modules has registered them.
-    assert cases.MODULES
-    return registered()
+    """Return every case, in the order of `cases.MODULES` and of their lines."""
+    order = [module.__name__ for module in cases.MODULES]
+    return tuple(sorted(registered(), key=lambda case: order.index(case.module)))
 
 
 def select(names: Iterable[str]) -> tuple[Case, ...]:
