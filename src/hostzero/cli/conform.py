@@ -34,6 +34,9 @@ _PATH: Final = click.Path(path_type=Path)
 @click.option(
     "--known", "known_path", type=_PATH, metavar="FILE", help="Deviations that are known, with reasons."
 )
+@click.option(
+    "--control", "control_path", type=_PATH, metavar="SOCKET", help="The control socket of a hostzero device."
+)
 @click.option("--strict", is_flag=True, help="Fail where a SHOULD is missed, too.")
 @click.option(
     "--backing", default="memfd", metavar="NAME", help="What guest memory is made of.  [default: memfd]"
@@ -47,13 +50,15 @@ def command(
     json_path: Path | None,
     junit_path: Path | None,
     known_path: Path | None,
+    control_path: Path | None,
     strict: bool,
     backing: str,
     verbose: bool,
 ) -> None:
     """Judge a balloon device: as a careful and as a hostile driver would use it.
 
-    TARGET is "in-process", which is the device core of hostzero itself.
+    TARGET is a vhost-user socket, as in unix:/run/balloon.sock or the path alone: hostzero is the
+    front end, and owns the guest memory. Or it is "in-process": the device core of hostzero itself.
 
     Every case gets a fresh device and memory of its own. A case that fails shows the clause, what
     was sent, what came back, and how to run it alone.
@@ -84,11 +89,13 @@ def command(
 
     # A device in this process logs each hostile request, and that is what it is given.
     logging.getLogger("hostzero").setLevel(logging.DEBUG if verbose else logging.CRITICAL)
-    device = open_target(target, backing=backing)
+    device = open_target(target, control=control_path, backing=backing)
     with open_progress(len(cases)) as progress:
         report = run_suite(device, cases, known=known, strict=strict, progress=progress)
     _save(report, json_path, junit_path)
-    rerun = ["hostzero", "conform", target, *([] if backing == "memfd" else ["--backing", backing])]
+    rerun = ["hostzero", "conform", target]
+    rerun += [] if control_path is None else ["--control", str(control_path)]
+    rerun += [] if backing == "memfd" else ["--backing", backing]
     print_report(report, open_console(to_stderr=json_path == _STDOUT), rerun, verbose=verbose)
     if not report.ok:
         raise click.exceptions.Exit(1)

@@ -124,7 +124,7 @@ class Bringup:
         """
         for ability in abilities:
             if ability in self.connection.missing:
-                raise NotApplicable(f"cannot {ability.value}: {self.connection.missing[ability]}")
+                raise NotApplicable(self.connection.missing[ability])
 
     def can(self, ability: Ability) -> bool:
         """Return whether the target has an ability."""

@@ -42,6 +42,8 @@ class Answer(NamedTuple):
 class Rig(Bringup):
     """One case's device and driver, with requests."""
 
+    _stopped = False
+
     # ------------------------------------------------------------------ requests
 
     def submit(
@@ -88,6 +90,51 @@ class Rig(Bringup):
         self.judge.transcript.came(f"{role.value}: used length {used_len}")
         self.within(used_len, sum(length for _, length in writable))
         return used_len
+
+    def provoke(self, role: QueueRole, readable: Segments, writable: Segments = ()) -> int | None:
+        """Send a request that breaks a rule of the driver's; return its used length.
+
+        None if the device stopped for it and says so (DEVICE_NEEDS_RESET), or does not answer at
+        all, which is noted. `expect_recovered` comes afterwards.
+
+        Raises:
+            Failed: the device went away, or the length is more than the writable bytes.
+        """
+        ring = self.rings[role]
+        (number,) = self.submit(role, [(readable, writable)], wait=False)
+        self.settle(lambda: number in ring.collect() or self.needs_reset())
+        self.judge.safe(self.connection.alive(), "the device went away")
+        if number in ring.collect():
+            used_len = ring.take(number)
+            self.judge.transcript.came(f"{role.value}: used length {used_len}")
+            self.within(used_len, sum(length for _, length in writable))
+            return used_len
+        if not self.needs_reset():
+            self.expect_no_stall(1, 1)
+        self._stopped = True
+        return None
+
+    def expect_no_stall(self, missing: int, heads: int) -> None:
+        """Note that requests neither came back nor stopped the device in the open."""
+        self.judge.should(
+            False,
+            f"{missing} of {heads} requests were neither returned nor is DEVICE_NEEDS_RESET set: "
+            "a driver waits for ever",
+            "2.1.2",
+        )
+
+    def expect_recovered(self) -> None:
+        """Expect the device to work, after a reset if it has stopped, and memory to be untouched.
+
+        Raises:
+            Failed: it does not.
+        """
+        self.expect_untouched()
+        if self._stopped or self.needs_reset():
+            self._stopped = False
+            self.renew()
+            self.start()
+        self.expect_works()
 
     def within(self, used_len: int, writable: int) -> None:
         """Expect a used length of no more than was there to be written.
@@ -281,12 +328,7 @@ class Rig(Bringup):
                 returned <= heads, f"{returned} used entries came back for {heads} requests", "2.7.8"
             )
             if not answered:
-                self.judge.should(
-                    False,
-                    f"{heads - returned} of {heads} requests were neither returned nor is "
-                    "DEVICE_NEEDS_RESET set: a driver waits for ever",
-                    "2.1.2",
-                )
+                self.expect_no_stall(heads - returned, heads)
         self.expect_untouched()
         self.renew()
         self.start()

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from hostzero.conform.case import LESSONS, Case
 from hostzero.conform.result import Outcome, Report, Result
@@ -20,7 +21,7 @@ _STYLE = {
     Outcome.NOT_APPLICABLE: "dim",
     Outcome.KNOWN: "magenta",
 }
-_ORDER = (Outcome.FAIL, Outcome.SHOULD, Outcome.KNOWN, Outcome.NOT_APPLICABLE, Outcome.PASS)
+_ORDER = (Outcome.FAIL, Outcome.SHOULD, Outcome.KNOWN, Outcome.PASS)
 
 
 def print_report(report: Report, console: Console, rerun: Sequence[str], *, verbose: bool = False) -> None:
@@ -38,7 +39,8 @@ def print_report(report: Report, console: Console, rerun: Sequence[str], *, verb
     for result in report.results:
         if result.outcome in {Outcome.FAIL, Outcome.SHOULD}:
             print_finding(result, console, rerun)
-    shown = [result for result in report.results if verbose or result.outcome is not Outcome.PASS]
+    quiet = {Outcome.NOT_APPLICABLE} if verbose else {Outcome.NOT_APPLICABLE, Outcome.PASS}
+    shown = [result for result in report.results if result.outcome not in quiet]
     if shown:
         table = new_table("case", "clause", "outcome", "", left=4)
         for result in sorted(shown, key=lambda each: (_ORDER.index(each.outcome), each.case.group)):
@@ -47,11 +49,12 @@ def print_report(report: Report, console: Console, rerun: Sequence[str], *, verb
                 result.case.id,
                 result.case.clause,
                 f"[{style}]{result.outcome.value}[/]",
-                escape(result.reason or (result.misses[0].text if result.misses else "")),
+                escape(result.reason or (result.misses[0].text if result.misses else result.case.title)),
             )
-        table.columns[3].no_wrap = False
+        _wrap_last(table)
         print_table(console, "Cases" if verbose else "Cases that did not pass", table)
     print_groups(report, console)
+    print_not_applicable(report, console)
     for name, why in report.stale.items():
         print_note(console, f"the list of known deviations has {name}, and {why}: take it out")
     console.print(summary(report), highlight=False)
@@ -85,12 +88,24 @@ def print_groups(report: Report, console: Console) -> None:
     print_table(console, "By group", table)
 
 
+def print_not_applicable(report: Report, console: Console) -> None:
+    """Print which cases said nothing about this device, by reason."""
+    reasons: dict[str, list[str]] = {}
+    for result in report.results:
+        if result.outcome is Outcome.NOT_APPLICABLE:
+            reasons.setdefault(result.reason, []).append(result.case.id)
+    for reason, ids in reasons.items():
+        print_note(console, escape(f"not applicable, {reason}: {', '.join(ids)}"))
+    if reasons:
+        console.print()
+
+
 def print_cases(cases: Sequence[Case], console: Console) -> None:
     """Print what cases there are."""
     table = new_table("case", "clause", "lesson", "asks that", left=4)
     for case in cases:
         table.add_row(case.id, case.clause, ", ".join(map(str, case.lessons)), escape(case.title))
-    table.columns[3].no_wrap = False
+    _wrap_last(table)
     print_table(console, f"{len(cases)} cases", table)
     for number in sorted({number for case in cases for number in case.lessons}):
         print_note(console, f"lesson {number}: {LESSONS[number]}")
@@ -106,3 +121,9 @@ def summary(report: Report) -> str:
     counts = report.count()
     parts = [f"{counts[outcome]} {outcome.value}" for outcome in Outcome if counts[outcome]]
     return f"{len(report.results)} cases: {', '.join(parts) or 'none'}"
+
+
+def _wrap_last(table: Table) -> None:
+    for column in table.columns:
+        column.vertical = "top"
+    table.columns[-1].no_wrap = False

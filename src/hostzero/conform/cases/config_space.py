@@ -123,7 +123,7 @@ def target(rig: Rig) -> None:
 @case(
     "config-change-notified",
     "A new target is notified",
-    "2.3",
+    "5.5.6",
     needs=(Ability.SET_TARGET, Ability.CONFIG_CHANGES),
 )
 def change_notified(rig: Rig) -> None:

@@ -56,9 +56,10 @@ def never_inflated(rig: Rig) -> None:
 def outside_ram(rig: Rig) -> None:
     rig.start()
     nowhere = rig.ram.nowhere >> PAGE_SHIFT
-    rig.deflate([nowhere, 0xFFFF_FFFF, rig.ram.pages(1), nowhere + 1])
-    rig.expect_untouched()
-    rig.expect_works()
+    pfns = [nowhere, 0xFFFF_FFFF, rig.ram.pages(1), nowhere + 1]
+    rig.judge.transcript.sent(f"deflate {', '.join(f'{pfn:#x}' for pfn in pfns)}")
+    rig.provoke(QueueRole.DEFLATE, [rig.write_pfns(pfns)])
+    rig.expect_recovered()
 
 
 @case("deflate-writes-nothing", "A writable buffer behind the array is not written", "2.7.8.2")
@@ -107,10 +108,11 @@ def cycles(rig: Rig) -> None:
 
 @case("deflate-ragged-array", "An array that is no whole number of PFNs comes back", "5.5.6", lessons=(8,))
 def ragged_array(rig: Rig) -> None:
-    rig.start()
-    gpa, _ = rig.write_pfns([rig.ram.pages(1), 0])
+    page = rig.ram.pages(1)
     for length in (1, 3, 5, 7):
+        rig.start()
+        gpa, _ = rig.write_pfns([page, 0])
         rig.judge.transcript.sent(f"deflate with an array of {length} bytes")
-        rig.send(QueueRole.DEFLATE, [(gpa, length)])
-    rig.expect_untouched()
-    rig.expect_works()
+        rig.provoke(QueueRole.DEFLATE, [(gpa, length)])
+        rig.expect_recovered()
+        rig.renew()

@@ -39,7 +39,7 @@ def start(rig: Rig) -> None:
         rig.judge.must(
             rig.settle(lambda: rig.config_changes > before),
             "no configuration change notification came",
-            "2.3",
+            "5.5.6.5",
         )
 
 
