@@ -24,7 +24,11 @@ PARENTS = {
     "NegotiationError": "VirtioError",
     "DeviceError": "HostzeroError",
     "DriverError": "HostzeroError",
+    "VhostUserError": "HostzeroError",
+    "MessageError": "VhostUserError",
+    "ConnectionLost": "VhostUserError",
     "ControlError": "HostzeroError",
+    "TargetError": "HostzeroError",
 }
 
 

@@ -18,6 +18,9 @@
     │   └── NegotiationError      the two ends cannot agree on features or queues
     ├── DeviceError               device/: a request that the device refuses
     ├── DriverError               driver/: a device that the driver refuses
+    ├── VhostUserError            vhost_user/: the socket and what comes over it
+    │   ├── MessageError          a message that is refused; the connection goes on
+    │   └── ConnectionLost        the connection cannot go on, or the peer has closed it
     ├── ControlError              vhost_user/: the control socket of a device gives no answer, or an error
     └── TargetError               conform/: a device under test that went away or no longer answers
 
@@ -86,6 +89,27 @@ class DeviceError(HostzeroError):
 
 class DriverError(HostzeroError):
     """The driver refuses a device (probe fails)."""
+
+
+class VhostUserError(HostzeroError):
+    """Something on a vhost-user socket is not as the protocol says."""
+
+
+class MessageError(VhostUserError):
+    """A message that is refused: nothing of it was done, and the connection goes on.
+
+    Attributes:
+        kind: what is wrong with it, in one word to count by (`hostzero.vhost_user.metrics`).
+    """
+
+    def __init__(self, kind: str, text: str) -> None:
+        """Say what is wrong in a word and in a sentence."""
+        super().__init__(text)
+        self.kind = kind
+
+
+class ConnectionLost(VhostUserError):
+    """The peer has closed the connection, or broken its framing so that it cannot go on."""
 
 
 class ControlError(HostzeroError):

@@ -40,6 +40,7 @@ COMMANDS: Final = {
         "hostzero.cli.conform", "Judge a balloon device by the specification, case by case."
     ),
     "ctl": LazyCommand("hostzero.cli.ctl", "Steer a running device: resize, statistics, hinting, status."),
+    "device": LazyCommand("hostzero.cli.device", "Be the balloon of a virtual machine (vhost-user)."),
     "top": LazyCommand("hostzero.cli.top", "Watch a running device in the terminal."),
 }
 """Every command; its module has a click command named ``command``."""

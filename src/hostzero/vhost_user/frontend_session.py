@@ -45,7 +45,7 @@ WANTED: Final = (
 EMPTY: Final = Empty()
 
 
-class SessionState(enum.Enum):
+class FrontEndState(enum.Enum):
     """Where a session stands."""
 
     CONNECTED = "connected"
@@ -67,7 +67,7 @@ class FrontEndSession:
     def __init__(self, sock: socket.socket, timeout: float) -> None:
         """Take over a connected socket; each reply may take `timeout` seconds."""
         sock.settimeout(timeout)
-        self.state = SessionState.CONNECTED
+        self.state = FrontEndState.CONNECTED
         self.features = 0
         self.protocol = ProtocolFeature(0)
         self.queues = 2
@@ -85,7 +85,7 @@ class FrontEndSession:
                 balloon needs.
             ConnectionLost, TimeoutError: it went away or does not answer.
         """
-        self._need(SessionState.CONNECTED)
+        self._need(FrontEndState.CONNECTED)
         self.features = self.number(Request.GET_FEATURES)
         if not self.features & F_PROTOCOL_FEATURES:
             raise VhostUserError("the backend has no protocol features (bit 30), so no configuration space")
@@ -93,7 +93,7 @@ class FrontEndSession:
         if ProtocolFeature.CONFIG not in self.protocol:
             raise VhostUserError("the backend has no CONFIG protocol feature, and a balloon is steered by it")
         self.tell(Request.SET_PROTOCOL_FEATURES, U64(int(self.protocol)))
-        self.state = SessionState.READY
+        self.state = FrontEndState.READY
         if ProtocolFeature.MQ in self.protocol:
             self.queues = self.number(Request.GET_QUEUE_NUM)
         if ProtocolFeature.BACKEND_REQ in self.protocol:
@@ -124,7 +124,7 @@ class FrontEndSession:
             ConnectionLost, TimeoutError: as `greet`.
         """
         # Before the protocol features are set there are no acknowledgements.
-        acknowledged = ProtocolFeature.REPLY_ACK in self.protocol and self.state is SessionState.READY
+        acknowledged = ProtocolFeature.REPLY_ACK in self.protocol and self.state is FrontEndState.READY
         self._main.send(request, payload.pack(), flags=FLAG_NEED_REPLY if acknowledged else 0, fds=fds)
         if acknowledged:
             result = self._reply_to(request, U64)
@@ -152,7 +152,7 @@ class FrontEndSession:
 
     def close(self) -> None:
         """Close every socket; a second call does nothing."""
-        self.state = SessionState.CLOSED
+        self.state = FrontEndState.CLOSED
         self._exit.close()
 
     def _open_channel(self) -> None:
@@ -191,6 +191,6 @@ class FrontEndSession:
         assert message is not None, "the socket is a blocking one"
         return message
 
-    def _need(self, state: SessionState) -> None:
+    def _need(self, state: FrontEndState) -> None:
         if self.state is not state:
             raise VhostUserError(f"the session is {self.state.value} and has to be {state.value}")
