@@ -84,6 +84,10 @@ class Bringup:
 
     def close(self) -> None:
         """Let the device go; what was expected of memory is no longer checked."""
+        for ring in self.rings.values():
+            ring.release()
+        if self._ram is not None:
+            self._ram.close()
         self._connection = None
         self._ram = None
         self._offered = None

@@ -48,10 +48,19 @@ class GuestRam:
         self._bytes[:] = self._expected
         self._open = np.zeros(len(self.data) // PAGE_SIZE, dtype=np.bool_)
 
+    def close(self) -> None:
+        """Let go of guest memory, so that it can be unmapped."""
+        del self._bytes
+
     @property
     def region(self) -> MemoryRegion:
         """The memory region that holds the arena."""
         return next(r for r in self.memory.regions if r.gpa <= self.data.start < r.gpa + r.size)
+
+    @property
+    def host_page(self) -> int:
+        """The smallest piece of 4 KiB pages, in pages, that the host can drop."""
+        return self.region.ram.page_size // PAGE_SIZE
 
     @property
     def end_of_ram(self) -> int | None:

@@ -116,4 +116,6 @@ class InProcessConnection:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # Rings that are set up hold on to guest memory.
+        self.transport.reset()
         self._exit.close()

@@ -95,6 +95,10 @@ class CarefulRing:
         """Return the used length of a request that has come back, and forget it."""
         return self._back.pop(number)
 
+    def release(self) -> None:
+        """Let go of the ring's memory, so that it can be unmapped."""
+        self._queue.release()
+
 
 class RawRing:
     """A queue written field by field.

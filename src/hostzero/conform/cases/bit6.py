@@ -33,8 +33,9 @@ def used_length_exact(rig: Rig) -> None:
 @case("bit6-claims-at-all", "Plain RAM in aligned blocks is claimed", CLAUSE, offers=BIT_6)
 def claims_at_all(rig: Rig) -> None:
     rig.start()
-    size = max(PMD_SIZE, rig.ram.region.ram.page_size)
-    used_len = rig.report((rig.ram.pages(size // PAGE_SIZE, size // PAGE_SIZE) * PAGE_SIZE, size))
+    pages = max(PMD_SIZE // PAGE_SIZE, rig.ram.host_page)
+    size = pages * PAGE_SIZE
+    used_len = rig.report((rig.ram.pages(pages, pages) * PAGE_SIZE, size))
     rig.judge.should(
         used_len == size, f"a block of {size} bytes is answered with {used_len}: the feature is of no use"
     )

@@ -35,15 +35,16 @@ def value_reset(rig: Rig) -> None:
 def value_not_negotiated(rig: Rig) -> None:
     rig.start()
     rig.transport.write_config(CONFIG_POISON_VAL, VALUE.to_bytes(4, "little"))
-    page = rig.ram.pages(PAGES)
+    count = max(PAGES, rig.ram.host_page)
+    page = rig.ram.pages(count, count)
     if Feature.REPORTING in rig.accepted and Feature.DEVICE_INIT_REPORTED in rig.accepted:
-        used_len = rig.report((page * PAGE_SIZE, PAGES * PAGE_SIZE))
+        used_len = rig.report((page * PAGE_SIZE, count * PAGE_SIZE))
         rig.judge.should(
-            used_len == PAGES * PAGE_SIZE,
+            used_len == count * PAGE_SIZE,
             f"poison_val was written without PAGE_POISON, and now a report is answered with {used_len}",
         )
     else:
-        rig.inflate(range(page, page + PAGES))
+        rig.inflate(range(page, page + count))
     rig.expect_works()
 
 
