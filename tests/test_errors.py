@@ -24,10 +24,10 @@ PARENTS = {
     "NegotiationError": "VirtioError",
     "DeviceError": "HostzeroError",
     "DriverError": "HostzeroError",
+    "ControlError": "HostzeroError",
     "VhostUserError": "HostzeroError",
     "MessageError": "VhostUserError",
     "ConnectionLost": "VhostUserError",
-    "ControlError": "HostzeroError",
     "TargetError": "HostzeroError",
 }
 

@@ -18,10 +18,10 @@
     │   └── NegotiationError      the two ends cannot agree on features or queues
     ├── DeviceError               device/: a request that the device refuses
     ├── DriverError               driver/: a device that the driver refuses
+    ├── ControlError              vhost_user/: the control socket of a device gives no answer, or an error
     ├── VhostUserError            vhost_user/: the socket and what comes over it
     │   ├── MessageError          a message that is refused; the connection goes on
     │   └── ConnectionLost        the connection cannot go on, or the peer has closed it
-    ├── ControlError              vhost_user/: the control socket of a device gives no answer, or an error
     └── TargetError               conform/: a device under test that went away or no longer answers
 
 A command ends with status 2 for `UsageError` and `BackingUnavailable`, which the
@@ -91,6 +91,10 @@ class DriverError(HostzeroError):
     """The driver refuses a device (probe fails)."""
 
 
+class ControlError(HostzeroError):
+    """A running device gives no answer on its control socket, or answers by an error."""
+
+
 class VhostUserError(HostzeroError):
     """Something on a vhost-user socket is not as the protocol says."""
 
@@ -110,10 +114,6 @@ class MessageError(VhostUserError):
 
 class ConnectionLost(VhostUserError):
     """The peer has closed the connection, or broken its framing so that it cannot go on."""
-
-
-class ControlError(HostzeroError):
-    """A running device gives no answer on its control socket, or answers by an error."""
 
 
 class TargetError(HostzeroError):

@@ -7,15 +7,17 @@ malformed request each turn. The process ends when its standard input does.
 
 from __future__ import annotations
 
-import selectors
+import asyncio
+import socket
 import struct
 import sys
 from pathlib import Path
 
 from hostzero.units import Gpa
+from hostzero.vhost_user.control import ControlServer
 from hostzero.virtio.features import QueueRole
 from tests.device.guest import BITMAP_AT, PFNS_AT, Guest, WrappedMemory, ram_of
-from tests.vhost_user.control_service import FakeService, Loop
+from tests.vhost_user.control_service import FakeService
 
 STEP = 16
 
@@ -38,23 +40,22 @@ def _work(guest: Guest) -> None:
         _offer_statistics(guest)
 
 
-def main(path: Path) -> None:
+async def serve(path: Path, guest: Guest) -> None:
     """Serve until standard input ends."""
-    with ram_of() as ram:
-        guest = Guest(WrappedMemory(ram))
-        _offer_statistics(guest)
-        loop = Loop(FakeService(guest.device))
-        loop.server.listen(path)
-        ending: list[int] = []
-        loop.selector.register(sys.stdin, selectors.EVENT_READ, ending.append)
+    async with ControlServer(FakeService(guest.device)) as server:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(str(path))
+        await server.listen(listener)
+        ending = asyncio.Event()
+        asyncio.get_running_loop().add_reader(sys.stdin, ending.set)
         print("ready", flush=True)  # noqa: T201 - for the test that waits
-        while not ending:
-            for key, mask in loop.selector.select(0.005):
-                key.data(mask)
+        while not ending.is_set():
             _work(guest)
-        loop.selector.unregister(sys.stdin)
-        loop.close()
+            await asyncio.sleep(0.005)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    with ram_of() as ram:
+        busy = Guest(WrappedMemory(ram))
+        _offer_statistics(busy)
+        asyncio.run(serve(Path(sys.argv[1]), busy))

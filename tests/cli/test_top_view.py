@@ -52,11 +52,11 @@ def test_no_line_is_wider_than_the_terminal() -> None:
 
 def test_a_device_without_guest() -> None:
     status = recorded()
-    status["session"] |= {"state": "listening", "connected": False, "peer_pid": None, "queues": []}
+    status["session"] = None
     status["device"] |= {"live": False, "memory_bytes": 0, "actual_bytes": 0, "guest_bytes": 0}
     status["statistics"] = {}
     text = drawn((status, None, 0.0), 118)
-    assert "no VMM; session listening; no driver" in text
+    assert "no VMM" in text
     assert "features offered:" in text
 
 

@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
-import selectors
+import asyncio
+import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 from hostzero.device import BalloonDevice
 from hostzero.vhost_user.control import ControlServer
-from hostzero.vhost_user.control_commands import QueueFacts, SessionFacts
 from tests.device.guest import RAM_BYTES
+
+T = TypeVar("T")
 
 
 class NoCounters:
@@ -28,57 +31,69 @@ class FakeService:
     def __init__(self, device: BalloonDevice) -> None:
         self.device = device
         self.metrics = NoCounters()
-        self.facts = SessionFacts(
-            state="running",
-            connected=True,
-            peer_pid=4711,
-            memory_bytes=RAM_BYTES,
-            protocol_features=("mq", "config"),
-            queues=(QueueFacts(0, "inflate", 128, "enabled"),),
-        )
+        self.session: dict[str, object] | None = {
+            "pid": 4711,
+            "peer": "qemu 4711",
+            "state": "running",
+            "memory_bytes": RAM_BYTES,
+            "allocated_bytes": 4096,
+            "queues": [
+                {"index": 0, "role": "inflate", "size": 128, "running": True, "broken": False},
+            ],
+        }
 
-    def session_facts(self) -> SessionFacts:
-        return self.facts
+    def session_status(self) -> Mapping[str, object] | None:
+        return self.session
 
 
 class Loop:
     """The loop of a backend, turned by hand or by a thread."""
 
+    TURNS = 100
+    """More turns than anything here needs before it waits for the outside."""
+
     def __init__(self, service: FakeService) -> None:
-        self.selector = selectors.DefaultSelector()
-        self.server = ControlServer(service, self.selector)
+        self.asyncio = asyncio.new_event_loop()
+        self.server = ControlServer(service)
         self.on_turn: Callable[[], None] = lambda: None
 
-    def turn(self) -> int:
-        """Serve every event that is there, once each; return how many there were."""
-        events = self.selector.select(0)
-        for key, mask in events:
-            key.data(mask)
-        return len(events)
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run something to its end."""
+        return self.asyncio.run_until_complete(coroutine)
+
+    def listen(self, path: Path) -> None:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(str(path))
+        self.run(self.server.listen(listener))
+
+    def turn(self) -> None:
+        """Serve every event that is there, once each."""
+        self.asyncio.call_soon(self.asyncio.stop)
+        self.asyncio.run_forever()
 
     def settle(self) -> None:
         """Turn until nothing happens any more."""
-        while self.turn():
-            pass
+        for _ in range(self.TURNS):
+            self.turn()
 
     def close(self) -> None:
-        self.server.close()
-        assert not self.selector.get_map(), "something is registered still"
-        self.selector.close()
+        self.run(self.server.close())
+        self.settle()
+        assert not asyncio.all_tasks(self.asyncio), "something goes on still"
+        self.asyncio.close()
 
     @contextmanager
     def running(self, path: Path) -> Iterator[None]:
         """Serve `path` in a thread, for tests of blocking clients."""
-        self.server.listen(path)
+        self.listen(path)
         ending = threading.Event()
 
-        def serve() -> None:
+        async def serve() -> None:
             while not ending.is_set():
-                for key, mask in self.selector.select(0.01):
-                    key.data(mask)
                 self.on_turn()
+                await asyncio.sleep(0.001)
 
-        thread = threading.Thread(target=serve)
+        thread = threading.Thread(target=self.run, args=(serve(),))
         thread.start()
         try:
             yield

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import stat
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hostzero.device import BalloonDevice
-from hostzero.errors import UsageError
 from hostzero.ram import GuestMemory
 from hostzero.vhost_user.control import CLIENTS_MAX
 from hostzero.vhost_user.control_protocol import LINE_BYTES_MAX
@@ -30,7 +28,7 @@ METRICS = b'{"version":1,"command":"metrics"}\n'
 @pytest.fixture
 def path(loop: Loop, tmp_path: Path) -> Path:
     where = tmp_path / "ctl"
-    loop.server.listen(where)
+    loop.listen(where)
     return where
 
 
@@ -62,72 +60,15 @@ def ended(sock: socket.socket) -> bool:
         return True
 
 
-# ------------------------------------------------------------- the socket file
-
-
-def test_only_the_owner_may_connect(path: Path) -> None:
-    mode = path.lstat().st_mode
-    assert stat.S_ISSOCK(mode)
-    assert stat.S_IMODE(mode) == 0o600
-
-
-def test_a_umask_that_would_allow_everybody_changes_nothing(loop: Loop, tmp_path: Path) -> None:
-    before = os.umask(0)
-    try:
-        loop.server.listen(tmp_path / "ctl")
-    finally:
-        os.umask(before)
-    assert stat.S_IMODE((tmp_path / "ctl").lstat().st_mode) == 0o600
-
-
-def test_the_socket_goes_with_the_server(loop: Loop, path: Path) -> None:
+def test_every_client_goes_with_the_server(loop: Loop, path: Path) -> None:
     with dial(path) as client:
         loop.settle()
-        loop.server.close()
-        assert not path.exists()
+        loop.run(loop.server.close())
+        loop.settle()
         assert ended(client)
-    loop.server.close()
-
-
-def test_a_file_that_took_its_place_stays(loop: Loop, path: Path) -> None:
-    path.unlink()
-    path.write_text("mine")
-    loop.server.close()
-    assert path.read_text() == "mine"
-
-
-def test_the_socket_of_a_killed_device_is_replaced(loop: Loop, tmp_path: Path) -> None:
-    path = tmp_path / "ctl"
-    with socket.socket(socket.AF_UNIX) as killed:
-        killed.bind(str(path))
-    loop.server.listen(path)
-    with dial(path) as client:
-        client.send(METRICS)
-        loop.settle()
-        assert read(client)[0]["ok"]
-
-
-def test_the_socket_of_another_device_is_left_alone(service: FakeService, path: Path) -> None:
-    other = Loop(service)
-    with pytest.raises(UsageError, match="in use by another program"):
-        other.server.listen(path)
-    other.close()
-    with dial(path):
-        pass
-
-
-def test_a_file_is_left_alone(loop: Loop, tmp_path: Path) -> None:
-    file = tmp_path / "notes"
-    file.write_text("mine")
-    with pytest.raises(UsageError, match="is no socket"):
-        loop.server.listen(file)
-    assert file.read_text() == "mine"
-
-
-@pytest.mark.parametrize("name", ["missing/ctl", "x" * 120])
-def test_a_path_that_cannot_be_is_a_usage_error(loop: Loop, tmp_path: Path, name: str) -> None:
-    with pytest.raises(UsageError, match="cannot make the control socket"):
-        loop.server.listen(tmp_path / name)
+        with socket.socket(socket.AF_UNIX) as late, pytest.raises(ConnectionRefusedError):
+            late.connect(str(path))
+    loop.run(loop.server.close())
 
 
 # ------------------------------------------------------------- clients
@@ -144,18 +85,18 @@ def test_requests_are_answered_in_their_order(loop: Loop, path: Path) -> None:
         assert status["result"]["session"]["state"] == "running"
 
 
-def test_one_event_leads_to_one_answer(loop: Loop, path: Path) -> None:
-    """A client that sends many requests at once gets no more of the loop than one that asks once."""
+def test_a_client_that_asks_a_lot_lets_others_have_their_turn(loop: Loop, path: Path) -> None:
     with dial(path) as greedy, dial(path) as modest:
-        loop.turn()  # the listener takes one connection an event
-        loop.turn()
-        greedy.send(b"{}\n" * 20)
-        modest.send(METRICS)
-        loop.turn()
-        assert len(read(greedy)) == 1
-        assert len(read(modest)) == 1
         loop.settle()
-        assert len(read(greedy)) == 19
+        greedy.send(b"{}\n" * 60)
+        modest.send(METRICS)
+        turns = 0
+        while not read(modest):
+            loop.turn()
+            turns += 1
+        assert len(read(greedy)) <= turns
+        loop.settle()
+        assert loop.server.commands.metrics.requests == 61
 
 
 def test_a_client_that_closes_its_end_has_its_answer_first(loop: Loop, path: Path) -> None:
@@ -168,13 +109,12 @@ def test_a_client_that_closes_its_end_has_its_answer_first(loop: Loop, path: Pat
 
 
 def test_a_client_that_goes_away_is_forgotten(loop: Loop, path: Path) -> None:
-    before = len(loop.selector.get_map())
     with dial(path) as client:
         loop.settle()
         client.send(METRICS * 20)
-        assert len(loop.selector.get_map()) == before + 1
+        assert len(loop.server._clients) == 1
     loop.settle()
-    assert len(loop.selector.get_map()) == before
+    assert not loop.server._clients
 
 
 def test_a_line_without_end_costs_its_client(loop: Loop, path: Path) -> None:
@@ -251,7 +191,7 @@ def test_no_descriptor_is_lost(loop: Loop, path: Path) -> None:
 
 
 def test_a_client_inside_the_process(loop: Loop) -> None:
-    with loop.server.connect() as client:
+    with loop.run(loop.server.connect()) as client:
         client.setblocking(False)
         client.send(METRICS)
         loop.settle()
@@ -265,7 +205,7 @@ def test_a_client_inside_the_process(loop: Loop) -> None:
 def test_any_bytes_cost_their_client_at_most(chunks: list[bytes]) -> None:
     """Whatever arrives in whatever pieces, there are whole answers, and others are served."""
     loop = Loop(FakeService(BalloonDevice(GuestMemory([]))))
-    with loop.server.connect() as client, loop.server.connect() as other:
+    with loop.run(loop.server.connect()) as client, loop.run(loop.server.connect()) as other:
         client.setblocking(False)
         other.setblocking(False)
         answers = 0
@@ -289,20 +229,28 @@ def test_any_bytes_cost_their_client_at_most(chunks: list[bytes]) -> None:
 
 
 def test_status_is_answered_while_a_guest_floods(loop: Loop, path: Path, guest: Guest) -> None:
-    """The loop turns between two batches of the guest, and an answer takes one turn."""
+    """A batch of the guest's requests between any two turns does not put an answer off."""
+    batches = 0
+
+    def flood() -> None:
+        nonlocal batches
+        batches += 1
+        for slot in range(64):
+            guest.put(QueueRole.INFLATE, [(PFNS_AT, 4 * 256 if slot % 2 else 3)], first=slot)
+        guest.kick(QueueRole.INFLATE)
+        assert len(guest.rings[QueueRole.INFLATE].returned()) == 64
+
     with dial(path) as client:
         loop.settle()
         guest.write_pfns([0] * 256)
-        for turns in range(50):
-            while guest.rings[QueueRole.INFLATE].returned():
-                pass
-            for slot in range(64):
-                guest.put(QueueRole.INFLATE, [(PFNS_AT, 4 * 256 if slot % 2 else 3)], first=slot)
-            guest.kick(QueueRole.INFLATE)
+        for _ in range(20):
             client.send(STATUS)
-            loop.turn()
-            (status,) = read(client)
+            answers: list[dict[str, Any]] = []
+            for _ in range(4):
+                flood()
+                loop.turn()
+                answers += read(client)
+            (status,) = answers
             inflate = status["result"]["metrics"]["device"]["inflate"]
-            assert inflate["requests"] == 64 * (turns + 1)
-            assert inflate["malformed"] == 32 * (turns + 1)
-            assert inflate["pfns"] == 32 * 256 * (turns + 1)
+            assert inflate["requests"] >= 64 * (batches - 3)
+            assert inflate["malformed"] * 2 == inflate["requests"]

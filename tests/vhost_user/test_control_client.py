@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -119,3 +121,10 @@ def test_a_late_answer_is_not_the_next_one() -> None:
         for late in (True, False):
             theirs.sendall(json.dumps({"version": 1, "ok": True, "result": {"late": late}}).encode() + b"\n")
         assert client.request("status") == {"late": False}
+
+
+def test_a_client_loads_no_device() -> None:
+    """`hostzero ctl` is called from scripts, every few seconds; numpy alone takes longer than the rest."""
+    program = "import sys, hostzero.vhost_user.control_client; print('numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

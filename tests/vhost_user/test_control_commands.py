@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import struct
 from typing import Any
@@ -56,13 +55,14 @@ def refused(commands: Commands, command: str, **arguments: object) -> tuple[Refu
 # ------------------------------------------------------------- status, metrics
 
 
-def test_status_says_what_device_and_session_say(commands: Commands, guest: Guest) -> None:
+def test_status_says_what_device_and_session_say(
+    commands: Commands, guest: Guest, service: FakeService
+) -> None:
     guest.device.set_target(300)
     guest.device.write_config(4, struct.pack("<I", 200))
     guest.device.inhibit_discard("vfio")
     status = ask(commands, "status")
-    assert status["session"]["peer_pid"] == 4711
-    assert status["session"]["queues"] == [{"index": 0, "role": "inflate", "size": 128, "state": "enabled"}]
+    assert status["session"] == service.session
     device = status["device"]
     assert (device["target_bytes"], device["actual_bytes"]) == (300 * PAGE_SIZE, 200 * PAGE_SIZE)
     assert device["guest_bytes"] == RAM_BYTES - 200 * PAGE_SIZE
@@ -74,8 +74,10 @@ def test_status_says_what_device_and_session_say(commands: Commands, guest: Gues
 
 def test_status_before_any_guest(service: FakeService) -> None:
     service.device = BalloonDevice(GuestMemory([]))
-    service.facts = dataclasses.replace(service.facts, state="listening", connected=False, memory_bytes=0)
-    device = ask(Commands(service), "status")["device"]
+    service.session = None
+    status = ask(Commands(service), "status")
+    device = status["device"]
+    assert status["session"] is None
     assert (device["live"], device["features_acked"], device["guest_bytes"]) == (False, [], 0)
 
 
@@ -137,7 +139,8 @@ def test_resize_takes_exactly_one_size(commands: Commands, arguments: dict[str, 
 
 def test_what_remains_is_not_known_before_there_is_memory(service: FakeService) -> None:
     service.device = BalloonDevice(GuestMemory([]))
-    service.facts = dataclasses.replace(service.facts, memory_bytes=0)
+    assert service.session is not None
+    service.session["memory_bytes"] = 0
     commands = Commands(service)
     assert refused(commands, "resize", guest_bytes=PAGE_SIZE)[0] is Refusal.REFUSED
     assert ask(commands, "resize", balloon_bytes=PAGE_SIZE)["live"] is False
@@ -227,7 +230,7 @@ def test_a_defect_costs_one_answer(
     def broken() -> None:
         raise ZeroDivisionError("a defect")
 
-    monkeypatch.setattr(service, "session_facts", broken)
+    monkeypatch.setattr(service, "session_status", broken)
     commands = Commands(service)
     assert refused(commands, "status")[0] is Refusal.INTERNAL
     assert "a defect" in caplog.text

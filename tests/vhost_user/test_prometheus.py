@@ -24,7 +24,7 @@ from hostzero.units import PAGE_SIZE, Gpa
 from hostzero.vhost_user import prometheus
 from hostzero.vhost_user.control_client import ControlClient
 from hostzero.vhost_user.control_commands import Commands
-from hostzero.vhost_user.prometheus import MetricsEndpoint, StatusCollector, parse_address, scrape
+from hostzero.vhost_user.prometheus import MetricsEndpoint, StatusCollector, scrape
 from hostzero.virtio.balloon import StatTag
 from hostzero.virtio.features import QueueRole
 from tests.device.guest import BITMAP_AT, RAM_BYTES, Guest
@@ -61,9 +61,10 @@ def key(name: str, **labels: str) -> tuple[str, tuple[tuple[str, str], ...]]:
 
 @pytest.fixture
 def endpoint(loop: Loop, tmp_path: Path) -> Iterator[MetricsEndpoint]:
+    inside = loop.run(loop.server.connect())
     with (
         loop.running(tmp_path / "ctl"),
-        ControlClient(loop.server.connect()) as client,
+        ControlClient(inside) as client,
         MetricsEndpoint(("127.0.0.1", 0), functools.partial(scrape, client)) as made,
     ):
         yield made
@@ -78,11 +79,20 @@ def test_what_a_guest_did_is_exported(service: FakeService, guest: Guest) -> Non
     assert samples[key("hostzero_balloon_target_bytes")] == 300 * PAGE_SIZE
     assert samples[key("hostzero_balloon_actual_bytes")] == 200 * PAGE_SIZE
     assert samples[key("hostzero_guest_memory_bytes")] == RAM_BYTES
+    assert samples[key("hostzero_guest_allocated_bytes")] == 4096
+    assert samples[key("hostzero_front_end_connected")] == 1
     assert samples[key("hostzero_queue_requests_total", queue="inflate")] == 2
     assert samples[key("hostzero_queue_malformed_requests_total", queue="inflate")] == 1
     assert samples[key("hostzero_claimed_zero_bytes_total", queue="inflate")] == 4 * PAGE_SIZE
     assert samples[key("hostzero_feature_negotiated", feature="reporting")] == 1
     assert samples[key("hostzero_vhost_user_errors_total", kind="memory")] == 2
+
+
+def test_a_device_without_front_end(service: FakeService) -> None:
+    service.session = None
+    samples = exported(status_of(service))
+    assert samples[key("hostzero_front_end_connected")] == 0
+    assert samples[key("hostzero_guest_memory_bytes")] == 0
 
 
 def test_discard_sizes_are_a_histogram(service: FakeService) -> None:
@@ -232,25 +242,3 @@ def test_a_port_in_use_is_a_usage_error() -> None:
             UsageError, match=f"cannot listen on 127.0.0.1 port {port}: Address already in use"
         ):
             MetricsEndpoint(("127.0.0.1", port), dict)
-
-
-@pytest.mark.parametrize(
-    ("text", "address"),
-    [
-        ("9100", ("127.0.0.1", 9100)),
-        (":9100", ("127.0.0.1", 9100)),
-        ("127.0.0.1:0", ("127.0.0.1", 0)),
-        ("0.0.0.0:9100", ("0.0.0.0", 9100)),
-        ("[::1]:9100", ("::1", 9100)),
-    ],
-)
-def test_addresses(text: str, address: tuple[str, int]) -> None:
-    assert parse_address(text) == address
-
-
-@pytest.mark.parametrize(
-    "text", ["", ":", "localhost:9100", "127.0.0.1", "127.0.0.1:", "1:65536", "::1", "1:²"]
-)
-def test_what_is_no_address(text: str) -> None:
-    with pytest.raises(UsageError, match=f"--metrics {text.replace('.', '[.]')}"):
-        parse_address(text)

@@ -8,6 +8,7 @@ The conventions (QEMU's `docs/interop/vhost-user.rst`): ``--socket-path`` or ``-
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import signal
 import sys
@@ -20,7 +21,7 @@ from hostzero.cli.main import run
 from hostzero.document import to_json
 
 if TYPE_CHECKING:
-    from hostzero.vhost_user.server import Service
+    from hostzero.vhost_user.server import Extra, Service
     from hostzero.vhost_user.sockets import Endpoint
 
 CAPABILITIES: Final = {"type": "balloon", "features": []}
@@ -39,6 +40,17 @@ schema's, and it defines no feature for balloons."""
 @click.option(
     "--discard-hints", is_flag=True, help="Discard hinted pages (dangerous, see docs/vhost-user.md)."
 )
+@click.option(
+    "--control",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Make a control socket there, for hostzero ctl and hostzero top.",
+)
+@click.option(
+    "--metrics",
+    metavar="[ADDR:]PORT",
+    help="Serve metrics to Prometheus, on 127.0.0.1 unless another address is named.",
+)
 @click.option("--verbose", is_flag=True, help="Log sessions and queues too, not only what is wrong.")
 def command(
     *,
@@ -48,6 +60,8 @@ def command(
     print_description: bool,
     features: str | None,
     discard_hints: bool,
+    control: Path | None,
+    metrics: str | None,
     verbose: bool,
 ) -> None:
     r"""Be the balloon device of a virtual machine, over vhost-user.
@@ -66,6 +80,7 @@ def command(
         click.echo(to_json(CAPABILITIES), nl=False)
         return
     from hostzero.vhost_user.description import description
+    from hostzero.vhost_user.oversight import oversee, parse_address
     from hostzero.vhost_user.server import Service, device_config
     from hostzero.vhost_user.sockets import open_endpoint
     from hostzero.virtio.features import adjust_features
@@ -79,15 +94,17 @@ def command(
     offered = DEFAULT_FEATURES if features is None else adjust_features(features, DEFAULT_FEATURES)
     service = Service(device_config(offered, discard_hints=discard_hints))
     _log_to_stderr(service, verbose=verbose)
+    address = None if metrics is None else parse_address(metrics)
+    overseer = functools.partial(oversee, control=control, metrics=address)
     with open_endpoint(socket_path, fd) as endpoint:
-        asyncio.run(_serve(service, endpoint))
+        asyncio.run(_serve(service, endpoint, overseer))
 
 
-async def _serve(service: Service, endpoint: Endpoint) -> None:
+async def _serve(service: Service, endpoint: Endpoint, overseer: Extra) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     serve = service.serve if endpoint.listening else service.serve_connection
-    serving = asyncio.ensure_future(serve(endpoint.detach()))
+    serving = asyncio.ensure_future(serve(endpoint.detach(), [overseer]))
     stopping = asyncio.ensure_future(stop.wait())
     try:
         await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)

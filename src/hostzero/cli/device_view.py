@@ -56,16 +56,18 @@ def resized(result: Status) -> str:
 def session_line(status: Status) -> str:
     """Return in one line who is served."""
     session = status["session"]
-    peer = f" (process {session['peer_pid']})" if session["peer_pid"] else ""
-    vmm = f"VMM connected{peer}" if session["connected"] else "no VMM"
     driver = "driver running" if status["device"]["live"] else "no driver"
-    return f"device process {status['pid']}; {vmm}; session {session['state']}; {driver}"
+    if session is None:
+        return f"device process {status['pid']}; no VMM"
+    return f"device process {status['pid']}; VMM {session['peer']}; session {session['state']}; {driver}"
 
 
 def balloon_lines(status: Status) -> Iterator[str]:
     """Return what the balloon has, and whatever is out of the ordinary."""
     device = status["device"]
     yield resized(device)
+    if status["session"] is not None and status["session"]["memory_bytes"]:
+        yield f"the host holds {data_size(status['session']['allocated_bytes'])} for it"
     if device["discards_inhibited"]:
         yield "discards are inhibited: nothing is given back to the host"
     if device["hint"] != "stopped":
@@ -141,12 +143,15 @@ def print_status(status: Status, console: Console) -> None:
         console.print(line, highlight=False, markup=False)
     console.print()
     table = new_table("queue", "role", "state", "entries", "requests", "discarded", "claimed zero", left=3)
-    for queue in status["session"]["queues"]:
+    for queue in (status["session"] or {"queues": ()})["queues"]:
+        if queue["role"] is None:
+            continue
+        state = "broken" if queue["broken"] else "running" if queue["running"] else "stopped"
         counters = status["metrics"]["device"][queue["role"]]
         table.add_row(
             str(queue["index"]),
             queue["role"],
-            queue["state"],
+            state,
             f"{queue['size']:,}",
             f"{counters['requests']:,}",
             data_size(counters["discarded_bytes"]),

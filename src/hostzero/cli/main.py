@@ -39,8 +39,8 @@ COMMANDS: Final = {
     "conform": LazyCommand(
         "hostzero.cli.conform", "Judge a balloon device by the specification, case by case."
     ),
-    "ctl": LazyCommand("hostzero.cli.ctl", "Steer a running device: resize, statistics, hinting, status."),
     "device": LazyCommand("hostzero.cli.device", "Be the balloon of a virtual machine (vhost-user)."),
+    "ctl": LazyCommand("hostzero.cli.ctl", "Steer a running device: resize, statistics, hinting, status."),
     "top": LazyCommand("hostzero.cli.top", "Watch a running device in the terminal."),
 }
 """Every command; its module has a click command named ``command``."""

@@ -25,44 +25,6 @@ _log = logging.getLogger(__name__)
 Document = dict[str, object]
 
 
-@dataclass(frozen=True)
-class QueueFacts:
-    """One queue of a session.
-
-    Attributes:
-        index: its number, counted over the accepted features.
-        role: what it carries (`QueueRole`).
-        size: the entries of its ring.
-        state: in a word whether it runs, as in ``enabled``.
-    """
-
-    index: int
-    role: str
-    size: int
-    state: str
-
-
-@dataclass(frozen=True)
-class SessionFacts:
-    """What a backend knows about the virtual machine that it serves.
-
-    Attributes:
-        state: the state of the session, as the backend calls it.
-        connected: whether a front end is connected.
-        peer_pid: the front end's process; None if there is none or it cannot be seen.
-        memory_bytes: the guest memory in the memory table; 0 before there is one.
-        protocol_features: what was negotiated between front end and backend.
-        queues: the queues that are set up.
-    """
-
-    state: str
-    connected: bool = False
-    peer_pid: int | None = None
-    memory_bytes: int = 0
-    protocol_features: tuple[str, ...] = ()
-    queues: tuple[QueueFacts, ...] = ()
-
-
 class Counters(Protocol):
     """Counters that only grow."""
 
@@ -84,8 +46,12 @@ class Service(Protocol):
         """The counters of the vhost-user side."""
         ...
 
-    def session_facts(self) -> SessionFacts:
-        """Return what is known about the session at this moment."""
+    def session_status(self) -> Mapping[str, object] | None:
+        """Return what is known about the front end and its guest, as plain values with text keys.
+
+        None while nobody is connected. `memory_bytes` is in it: the bytes of guest memory, 0
+        before the front end has told.
+        """
         ...
 
 
@@ -171,12 +137,11 @@ class Commands:
 
     def _status(self, arguments: Mapping[str, object]) -> Document:
         _take("status", arguments)
-        facts = self._service.session_facts()
         device = self._service.device
         return {
             "pid": os.getpid(),
-            "session": asdict(facts),
-            "device": self._size(facts)
+            "session": self._service.session_status(),
+            "device": self._size()
             | {
                 "live": device.live,
                 "features_offered": names(int(device.config.offered)),
@@ -197,23 +162,23 @@ class Commands:
         guest, balloon = _take("resize", arguments, "guest_bytes", "balloon_bytes")
         if (guest is None) == (balloon is None):
             _refuse(Refusal.INVALID_ARGUMENT, "resize takes either guest_bytes or balloon_bytes")
-        facts = self._service.session_facts()
+        memory = self._memory()
         if guest is not None:
             size = _bytes("guest_bytes", guest)
-            if not facts.memory_bytes:
+            if not memory:
                 _refuse(
                     Refusal.REFUSED,
                     "how much memory the guest has is not known before its driver runs; "
                     "ask for a size of the balloon instead",
                 )
-            balloon_size = facts.memory_bytes - size
+            balloon_size = memory - size
         else:
             size = balloon_size = _bytes("balloon_bytes", balloon)
-        if balloon_size < 0 or (facts.memory_bytes and balloon_size > facts.memory_bytes):
-            have = format_size(facts.memory_bytes)
+        if balloon_size < 0 or (memory and balloon_size > memory):
+            have = format_size(memory)
             _refuse(Refusal.INVALID_ARGUMENT, f"{format_size(size)} is more than the guest has: {have}")
         self._service.device.set_target(balloon_size >> PAGE_SHIFT)
-        return self._size(facts) | {"live": self._service.device.live}
+        return self._size() | {"live": self._service.device.live}
 
     def _stats(self, arguments: Mapping[str, object]) -> Document:
         _take("stats", arguments)
@@ -239,15 +204,21 @@ class Commands:
 
     # ------------------------------------------------------------------ parts of answers
 
-    def _size(self, facts: SessionFacts) -> Document:
-        device = self._service.device
+    def _memory(self) -> int:
+        session = self._service.session_status()
+        size = 0 if session is None else session["memory_bytes"]
+        assert isinstance(size, int), "the service says so"
+        return size
+
+    def _size(self) -> Document:
+        device, memory = self._service.device, self._memory()
         target, actual = device.target << PAGE_SHIFT, device.actual << PAGE_SHIFT
         return {
-            "memory_bytes": facts.memory_bytes,
+            "memory_bytes": memory,
             "target_bytes": target,
             "actual_bytes": actual,
             # A guest writes `actual` as it likes.
-            "guest_bytes": max(facts.memory_bytes - actual, 0),
+            "guest_bytes": max(memory - actual, 0),
         }
 
     def _statistics(self) -> Document:

@@ -149,10 +149,12 @@ class StatusCollector(Collector):
 
 def _gauges(status: Status) -> Iterator[Metric]:
     device, session = status["device"], status["session"]
+    allocated = 0 if session is None else session["allocated_bytes"]
     for name, text, value in (
-        ("hostzero_front_end_connected", "Whether a VMM is connected.", session["connected"]),
+        ("hostzero_front_end_connected", "Whether a VMM is connected.", session is not None),
         ("hostzero_driver_running", "Whether the guest's driver is running.", device["live"]),
         ("hostzero_guest_memory_bytes", "Memory of the guest, balloon included.", device["memory_bytes"]),
+        ("hostzero_guest_allocated_bytes", "Memory that the host holds for the guest.", allocated),
         ("hostzero_balloon_target_bytes", "Size that the balloon should have.", device["target_bytes"]),
         (
             "hostzero_balloon_actual_bytes",
@@ -212,26 +214,6 @@ def _counter(name: str, text: str, value: float) -> Metric:
 # ---------------------------------------------------------------------- the endpoint
 
 
-def parse_address(text: str) -> tuple[str, int]:
-    """Return the host and port of ``PORT``, ``ADDR:PORT`` or ``[ADDR]:PORT``.
-
-    Without an address it is 127.0.0.1: the figures tell strangers what a guest does, so that
-    only who names an address serves others.
-
-    Raises:
-        UsageError: it is no numeric address, or no port from 0 to 65535 (0: any free one).
-    """
-    host, _, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]") or "127.0.0.1"
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        raise UsageError(f"--metrics {text}: {host!r} is no address such as 127.0.0.1 or [::1]") from None
-    if not (port.isascii() and port.isdecimal() and int(port) < 1 << 16):
-        raise UsageError(f"--metrics {text}: {port!r} is no port; write PORT or ADDR:PORT")
-    return str(address), int(port)
-
-
 class MetricsEndpoint:
     """An HTTP server for Prometheus in one thread of its own.
 
@@ -265,8 +247,8 @@ class MetricsEndpoint:
         stopping = threading.Thread(target=self._server.shutdown)
         stopping.start()
         while stopping.is_alive():
-            self._server.hang_up()
             stopping.join(_HANG_UP_EVERY)
+            self._server.hang_up()
         self._thread.join()
         self._server.server_close()
 

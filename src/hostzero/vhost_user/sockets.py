@@ -101,44 +101,55 @@ def adopt(fd: int) -> socket.socket:
 
 
 @contextmanager
-def listen(path: Path) -> Iterator[socket.socket]:
+def listen(
+    path: Path, option: str = "--socket-path", *, mode: int | None = None, backlog: int = 1
+) -> Iterator[socket.socket]:
     """Listen on a path, and remove the socket file in the end.
 
     A socket file that nobody listens on any more, left by a process that was killed, is
     replaced.
+
+    Args:
+        path: where the socket file is to be.
+        option: the option that named it, for errors.
+        mode: who may connect; None leaves it to the umask.
+        backlog: how many may wait to be accepted.
 
     Raises:
         UsageError: the path is too long, something else is there, somebody listens there, or
             the file cannot be made.
     """
     if len(os.fsencode(path)) > _PATH_MAX:
-        raise UsageError(f"--socket-path {path}: a socket's path has at most {_PATH_MAX} bytes")
+        raise UsageError(f"{option} {path}: a socket's path has at most {_PATH_MAX} bytes")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        _remove_stale(path)
+        _remove_stale(path, option)
         try:
             sock.bind(str(path))
         except OSError as error:
-            raise UsageError(f"--socket-path {path}: {error.strerror}") from error
+            raise UsageError(f"{option} {path}: {error.strerror}") from error
         made = path.stat()
         try:
-            sock.listen(1)
+            if mode is not None:
+                # Before anybody listens: until then nobody can connect, whatever the mode.
+                path.chmod(mode)
+            sock.listen(backlog)
             yield sock
         finally:
             _unlink(path, made)
 
 
-def _remove_stale(path: Path) -> None:
+def _remove_stale(path: Path, option: str) -> None:
     try:
         there = path.lstat()
     except OSError:
         return
     if not stat.S_ISSOCK(there.st_mode):
-        raise UsageError(f"--socket-path {path}: something is there that is no socket")
+        raise UsageError(f"{option} {path}: something is there that is no socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         error = probe.connect_ex(str(path))
     if error != errno.ECONNREFUSED:
-        raise UsageError(f"--socket-path {path}: another process listens there")
+        raise UsageError(f"{option} {path}: another process listens there")
     _unlink(path, there)
 
 
