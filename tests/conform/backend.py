@@ -1,80 +1,42 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A device of hostzero in a process of its own, with a control socket: what the suite is tried on."""
+"""``hostzero device`` in a process of its own, with a control socket: what the suite is tried on."""
 
 from __future__ import annotations
 
-import asyncio
-import selectors
-import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-from hostzero.device import DeviceConfig
-from hostzero.device.config import IMPLEMENTED
-from hostzero.vhost_user import Service
-from hostzero.vhost_user.control import ControlServer
-from hostzero.vhost_user.control_commands import SessionFacts
-from hostzero.vhost_user.server import device_config
+from typing import NamedTuple
 
 
-class ServiceWithFacts(Service):
-    """A service that tells the control socket of its session."""
+class Backend(NamedTuple):
+    """A running device."""
 
-    def session_facts(self) -> SessionFacts:
-        session = self.session
-        if session is None:
-            return SessionFacts("none")
-        memory = 0 if session.table is None else session.table.size
-        return SessionFacts(session.state.value, connected=True, memory_bytes=memory)
-
-
-async def serve(listener: socket.socket, control: Path) -> None:
-    config: DeviceConfig = device_config(IMPLEMENTED)
-    service = ServiceWithFacts(config)
-    with selectors.EpollSelector() as selector, ControlServer(service, selector) as server:
-        server.listen(control)
-
-        def turn() -> None:
-            for key, mask in selector.select(0):
-                key.data(mask)
-
-        asyncio.get_running_loop().add_reader(selector.fileno(), turn)
-        await service.serve(listener)
-
-
-def main(vhost_user: str, control: str) -> None:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(vhost_user)
-    listener.listen()
-    print("ready", flush=True)
-    asyncio.run(serve(listener, Path(control)))
+    process: subprocess.Popen[bytes]
+    socket: Path
+    control: Path
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[tuple[Path, Path]]:
-    """Run a backend; yield the paths of its vhost-user socket and of its control socket."""
-    vhost_user, control = folder / "balloon.sock", folder / "control.sock"
-    root = Path(__file__).resolve().parents[2]
+def running(folder: Path, *, may_end: bool = False) -> Iterator[Backend]:
+    """Run a device that offers everything; it has to be there still at the end, unless it may end."""
+    socket, control = folder / "balloon.sock", folder / "control.sock"
+    arguments = ["--socket-path", str(socket), "--control", str(control), "--features"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.conform.backend", str(vhost_user), str(control)],
-        cwd=root,
-        stdout=subprocess.PIPE,
+        [sys.executable, "-m", "hostzero", "device", *arguments, "+must-tell-host,+page-poison"],
         stderr=subprocess.DEVNULL,
     )
     try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
-        yield vhost_user, control
-        assert process.poll() is None, "the backend went away"
+        deadline = time.monotonic() + 30
+        while not (socket.is_socket() and control.is_socket()):
+            assert process.poll() is None, "the device ended"
+            assert time.monotonic() < deadline, "the device made no sockets"
+            time.sleep(0.02)
+        yield Backend(process, socket, control)
+        assert may_end or process.poll() is None, "the device ended"
     finally:
-        process.kill()
+        process.terminate()
         process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

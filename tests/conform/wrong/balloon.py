@@ -165,6 +165,9 @@ class _Noting:
     def refused(self) -> None:
         self.inner.refused()
 
+    def stopped(self) -> None:
+        self.inner.stopped()
+
     def reset(self) -> None:
         self.inner.reset()
 

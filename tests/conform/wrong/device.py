@@ -81,6 +81,9 @@ class _Handler:
     def refused(self) -> None:
         self.inner.refused()
 
+    def stopped(self) -> None:
+        self.inner.stopped()
+
     def reset(self) -> None:
         self.inner.reset()
 

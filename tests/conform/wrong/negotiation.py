@@ -127,7 +127,7 @@ one_queue_more = patched(queue_size_max=_one_queue_more)
 
 
 def _full_rings_only(
-    self: WrongDevice, index: int, layout: RingLayout, interrupt: Callable[[], None], **more: int
+    self: WrongDevice, index: int, layout: RingLayout, interrupt: Callable[[], None], **more: Any
 ) -> None:
     if layout.size < 16:
         raise DeviceError(f"a ring of {layout.size} is too small")

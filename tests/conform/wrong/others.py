@@ -394,7 +394,7 @@ class ConfigWraps(WrongDevice):
 
 def interrupting(change: Callable[[WrongDevice, Callable[[], None]], Callable[[], None]]) -> Make:
     def setup_queue(
-        self: WrongDevice, index: int, layout: Any, interrupt: Callable[[], None], **more: int
+        self: WrongDevice, index: int, layout: Any, interrupt: Callable[[], None], **more: Any
     ) -> None:
         Right.setup_queue(self, index, layout, change(self, interrupt), **more)
 
@@ -405,7 +405,7 @@ never_interrupts = interrupting(lambda device, interrupt: lambda: None)
 
 
 class AlwaysInterrupts(WrongDevice):
-    def setup_queue(self, index: int, layout: Any, interrupt: Callable[[], None], **more: int) -> None:
+    def setup_queue(self, index: int, layout: Any, interrupt: Callable[[], None], **more: Any) -> None:
         super().setup_queue(index, layout, interrupt, **more)
         queue = self._queues[index].queue
         flush = queue.flush
@@ -423,7 +423,7 @@ class AlwaysInterrupts(WrongDevice):
 class HeedsFlags(WrongDevice):
     """With EVENT_IDX, too, flags keep it quiet."""
 
-    def setup_queue(self, index: int, layout: Any, interrupt: Callable[[], None], **more: int) -> None:
+    def setup_queue(self, index: int, layout: Any, interrupt: Callable[[], None], **more: Any) -> None:
         def unless_told() -> None:
             if not self.memory.read(layout.avail, 1)[0] & 1:
                 interrupt()
