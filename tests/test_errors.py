@@ -28,6 +28,7 @@ PARENTS = {
     "VhostUserError": "HostzeroError",
     "MessageError": "VhostUserError",
     "ConnectionLost": "VhostUserError",
+    "TargetError": "HostzeroError",
 }
 
 

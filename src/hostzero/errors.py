@@ -19,9 +19,10 @@
     ├── DeviceError               device/: a request that the device refuses
     ├── DriverError               driver/: a device that the driver refuses
     ├── ControlError              vhost_user/: the control socket of a device gives no answer, or an error
-    └── VhostUserError            vhost_user/: the socket and what comes over it
-        ├── MessageError          a message that is refused; the connection goes on
-        └── ConnectionLost        the connection cannot go on, or the peer has closed it
+    ├── VhostUserError            vhost_user/: the socket and what comes over it
+    │   ├── MessageError          a message that is refused; the connection goes on
+    │   └── ConnectionLost        the connection cannot go on, or the peer has closed it
+    └── TargetError               conform/: a device under test that went away or no longer answers
 
 A command ends with status 2 for `UsageError` and `BackingUnavailable`, which the
 user can mend, and with status 1 for everything else in the tree.
@@ -113,3 +114,7 @@ class MessageError(VhostUserError):
 
 class ConnectionLost(VhostUserError):
     """The peer has closed the connection, or broken its framing so that it cannot go on."""
+
+
+class TargetError(HostzeroError):
+    """A device under test went away, or no longer answers; the case that saw it fails."""

@@ -36,6 +36,9 @@ class LazyCommand(NamedTuple):
 COMMANDS: Final = {
     "bench": LazyCommand("hostzero.cli.bench", "Measure what known-zero pages save, and what it leaves out."),
     "check": LazyCommand("hostzero.cli.check", "Search for one page that is believed zero and is not."),
+    "conform": LazyCommand(
+        "hostzero.cli.conform", "Judge a balloon device by the specification, case by case."
+    ),
     "device": LazyCommand("hostzero.cli.device", "Be the balloon of a virtual machine (vhost-user)."),
     "ctl": LazyCommand("hostzero.cli.ctl", "Steer a running device: resize, statistics, hinting, status."),
     "top": LazyCommand("hostzero.cli.top", "Watch a running device in the terminal."),

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""``hostzero conform``: options in, a report out; the work is in `hostzero.conform`."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from hostzero.document import check_output, to_json, write_atomically
+from hostzero.errors import UsageError
+
+if TYPE_CHECKING:
+    from hostzero.conform.result import Report
+
+_STDOUT: Final = Path("-")
+_PATH: Final = click.Path(path_type=Path)
+
+
+@click.command(name="conform")
+@click.argument("target", required=False)
+@click.option(
+    "--case",
+    "names",
+    multiple=True,
+    metavar="ID",
+    help="Only this case, or those that begin so, as in bit6-; may be given more than once.",
+)
+@click.option("--list", "list_only", is_flag=True, help="Show what cases there are, and run none.")
+@click.option("--json", "json_path", type=_PATH, help="Write the report; - is stdout.")
+@click.option("--junit", "junit_path", type=_PATH, help="Write the report as JUnit XML.")
+@click.option(
+    "--known", "known_path", type=_PATH, metavar="FILE", help="Deviations that are known, with reasons."
+)
+@click.option(
+    "--control", "control_path", type=_PATH, metavar="SOCKET", help="The control socket of a hostzero device."
+)
+@click.option("--strict", is_flag=True, help="Fail where a SHOULD is missed, too.")
+@click.option(
+    "--backing", default="memfd", metavar="NAME", help="What guest memory is made of.  [default: memfd]"
+)
+@click.option("-v", "--verbose", is_flag=True, help="List the cases that pass, too, and show log lines.")
+def command(
+    *,
+    target: str | None,
+    names: tuple[str, ...],
+    list_only: bool,
+    json_path: Path | None,
+    junit_path: Path | None,
+    known_path: Path | None,
+    control_path: Path | None,
+    strict: bool,
+    backing: str,
+    verbose: bool,
+) -> None:
+    """Judge a balloon device: as a careful and as a hostile driver would use it.
+
+    TARGET is a vhost-user socket, as in unix:/run/balloon.sock or the path alone: hostzero is the
+    front end, and owns the guest memory. Or it is "in-process": the device core of hostzero itself.
+
+    Every case gets a fresh device and memory of its own. A case that fails shows the clause, what
+    was sent, what came back, and how to run it alone.
+
+    Exit status: 0 no case failed, 1 one failed or the list of known deviations is out of date,
+    2 the device cannot be reached or an option is wrong.
+    """
+    from hostzero.conform.known import load_known
+    from hostzero.conform.suite import select
+    from hostzero.render import open_console
+
+    cases = select(names)
+    if list_only:
+        from hostzero.conform.show import print_cases
+
+        print_cases(cases, open_console(to_stderr=False))
+        return
+    for option, path in (("--json", json_path), ("--junit", junit_path)):
+        if path is not None and path != _STDOUT:
+            check_output(option, path)
+    known = {} if known_path is None else load_known(known_path)
+    if target is None:
+        raise UsageError("TARGET is missing: what is to be judged? --help names the kinds")
+    from hostzero.conform.progress import open_progress
+    from hostzero.conform.run import run_suite
+    from hostzero.conform.show import print_report
+    from hostzero.conform.targets import open_target
+
+    # A device in this process logs each hostile request, and that is what it is given.
+    logging.getLogger("hostzero").setLevel(logging.DEBUG if verbose else logging.CRITICAL)
+    device = open_target(target, control=control_path, backing=backing)
+    with open_progress(len(cases)) as progress:
+        report = run_suite(device, cases, known=known, strict=strict, progress=progress)
+    _save(report, json_path, junit_path)
+    rerun = ["hostzero", "conform", target]
+    rerun += [] if control_path is None else ["--control", str(control_path)]
+    rerun += [] if backing == "memfd" else ["--backing", backing]
+    print_report(report, open_console(to_stderr=json_path == _STDOUT), rerun, verbose=verbose)
+    if not report.ok:
+        raise click.exceptions.Exit(1)
+
+
+def _save(report: Report, json_path: Path | None, junit_path: Path | None) -> None:
+    if json_path == _STDOUT:
+        click.echo(to_json(report.to_json()), nl=False)
+    elif json_path is not None:
+        write_atomically(json_path, to_json(report.to_json()).encode())
+    if junit_path is not None:
+        from hostzero.conform.junit import to_junit
+
+        write_atomically(junit_path, to_junit(report))

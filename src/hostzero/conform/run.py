@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Running cases against a target: each with a fresh device, and no case takes another with it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
+
+from hostzero.conform.case import Case
+from hostzero.conform.judge import Failed, Judge, Level, Miss, NotApplicable
+from hostzero.conform.known import apply_known
+from hostzero.conform.result import Outcome, Report, Result
+from hostzero.conform.rig import Rig
+from hostzero.conform.suite import all_cases
+from hostzero.conform.target import Target
+from hostzero.errors import DeviceError, TargetError
+from hostzero.virtio.features import Feature, names
+
+
+class Progress(Protocol):
+    """Hears how far a run has come."""
+
+    def began(self, case: Case) -> None:
+        """A case begins."""
+
+    def ended(self, result: Result) -> None:
+        """A case has ended."""
+
+
+class Silent:
+    """Tells nobody: for callers from Python."""
+
+    def began(self, case: Case) -> None:
+        """Ignore it."""
+
+    def ended(self, result: Result) -> None:
+        """Ignore it."""
+
+
+def run_suite(
+    target: Target,
+    cases: Iterable[Case],
+    *,
+    known: Mapping[str, str] | None = None,
+    strict: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Run cases one after the other and return what became of them.
+
+    Raises:
+        UsageError: the target cannot be reached at all.
+    """
+    progress = Silent() if progress is None else progress
+    results = []
+    for case in cases:
+        progress.began(case)
+        results.append(run_case(target, case))
+        progress.ended(results[-1])
+    marked, stale = apply_known(results, known or {}, {case.id for case in all_cases()})
+    return Report(target.name, target.describe(), marked, stale, strict)
+
+
+def run_case(target: Target, case: Case, clock: Callable[[], float] = time.perf_counter) -> Result:
+    """Run one case with a fresh device.
+
+    Raises:
+        UsageError: the target cannot be reached.
+    """
+    judge = Judge(case.clause)
+    began = clock()
+    misses: tuple[Miss, ...] = ()
+    reason = ""
+    try:
+        _run(target, case, judge)
+        outcome = Outcome.SHOULD if judge.misses else Outcome.PASS
+        misses = tuple(judge.misses)
+    except Failed as failed:
+        outcome, misses = Outcome.FAIL, (failed.miss, *judge.misses)
+    except NotApplicable as why:
+        outcome, reason = Outcome.NOT_APPLICABLE, str(why)
+    return Result(case, outcome, misses, reason, tuple(judge.transcript.as_lines()), clock() - began)
+
+
+# What the rig cannot know is turned into a judgement here: a device that refuses a legal call, and
+# one that is gone.
+def _run(target: Target, case: Case, judge: Judge) -> None:
+    try:
+        with Rig(target, judge) as rig:
+            rig.need(*case.needs)
+            if case.offers:
+                _need_offer(rig, case.offers)
+            case.run(rig)
+            rig.expect_untouched()
+            judge.safe(rig.connection.alive(), "the device went away")
+    except DeviceError as error:
+        judge.fail(f"the device refused a legal call: {error}")
+    except TargetError as error:
+        raise Failed(Miss(Level.SAFETY, case.clause, f"the device went away: {error}")) from error
+
+
+def _need_offer(rig: Rig, offers: Feature) -> None:
+    if missing := offers & ~rig.offered():
+        raise NotApplicable(
+            f"{', '.join(names(missing))} {'is' if missing.bit_count() == 1 else 'are'} not offered"
+        )

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""``hostzero device`` in a process of its own, with a control socket: what the suite is tried on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Backend(NamedTuple):
+    """A running device."""
+
+    process: subprocess.Popen[bytes]
+    socket: Path
+    control: Path
+
+
+@contextmanager
+def running(folder: Path, *, may_end: bool = False) -> Iterator[Backend]:
+    """Run a device that offers everything; it has to be there still at the end, unless it may end."""
+    socket, control = folder / "balloon.sock", folder / "control.sock"
+    arguments = ["--socket-path", str(socket), "--control", str(control), "--features"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hostzero", "device", *arguments, "+must-tell-host,+page-poison"],
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 30
+        while not (socket.is_socket() and control.is_socket()):
+            assert process.poll() is None, "the device ended"
+            assert time.monotonic() < deadline, "the device made no sockets"
+            time.sleep(0.02)
+        yield Backend(process, socket, control)
+        assert may_end or process.poll() is None, "the device ended"
+    finally:
+        process.terminate()
+        process.wait()
