@@ -179,3 +179,52 @@ def test_malformed_requests_are_logged_up_to_a_limit(guest: Guest, caplog: pytes
     assert len(caplog.records) == LOG_LINES_MAX
     assert "malformed request on the inflate queue: the request has no device-readable PFN" in caplog.text
     assert guest.device.metrics.inflate.malformed == LOG_LINES_MAX + 5
+
+
+# ------------------------------------------------------------- a budget
+
+
+def test_no_more_requests_are_answered_than_the_budget_allows(guest: Guest) -> None:
+    index, ring = guest.indices[QueueRole.REPORTING], guest.rings[QueueRole.REPORTING]
+    for page in range(5):
+        guest.put(QueueRole.REPORTING, (), [(page * PAGE_SIZE, PAGE_SIZE)], first=page)
+    assert guest.device.serve(index, 2)
+    assert [head for head, _ in ring.returned()] == [0, 1]
+    assert guest.zero_pages() == {0, 1}
+    assert guest.device.serve(index, 2)
+    assert not guest.device.serve(index, 2)
+    assert [head for head, _ in ring.returned()] == [2, 3, 4]
+
+
+def test_a_budget_that_is_just_enough_says_come_again(guest: Guest) -> None:
+    """Whether more came meanwhile is not known until somebody looks."""
+    index = guest.indices[QueueRole.REPORTING]
+    guest.put(QueueRole.REPORTING, (), [(0, PAGE_SIZE)])
+    assert guest.device.serve(index, 1)
+    assert not guest.device.serve(index, 1)
+
+
+def test_malformed_requests_cost_budget_too(guest: Guest) -> None:
+    index, ring = guest.indices[QueueRole.INFLATE], guest.rings[QueueRole.INFLATE]
+    for first in range(4):
+        guest.put(QueueRole.INFLATE, [(0, 3)], first=first)
+    assert guest.device.serve(index, 3)
+    assert len(ring.returned()) == 3
+
+
+def test_a_driver_that_asks_from_its_interrupt_does_not_stretch_the_budget(guest: Guest) -> None:
+    index = guest.indices[QueueRole.INFLATE]
+
+    def put() -> None:
+        guest.put(QueueRole.INFLATE, [guest.write_pfns([1])], [])
+        guest.rings[QueueRole.INFLATE].set_used_event(guest.rings[QueueRole.INFLATE].used_idx)
+
+    def on_interrupt(role: QueueRole) -> None:
+        put()
+        assert not guest.device.serve(index, 100), "the call under way looks again"
+
+    guest.on_interrupt = on_interrupt
+    put()
+    before = guest.device.metrics.inflate.requests
+    assert guest.device.serve(index, 7)
+    assert guest.device.metrics.inflate.requests == before + 7

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A device with a guest, and a control socket in front of it."""
+"""Front ends to test with; a device with a guest, and a control socket in front of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from hostzero.ram import Ram
-from tests.device.guest import Guest, WrappedMemory, ram_of
+from tests.device.guest import ALL_FEATURES, Guest, WrappedMemory, ram_of
+from tests.vhost_user.backend import Pair, pair
 from tests.vhost_user.control_service import FakeService, Loop
 
 
@@ -37,3 +38,17 @@ def loop(service: FakeService) -> Iterator[Loop]:
     made = Loop(service)
     yield made
     made.close()
+
+
+@pytest.fixture
+def idle() -> Iterator[Pair]:
+    """A front end that has connected and said nothing."""
+    with pair() as front_end:
+        yield front_end
+
+
+@pytest.fixture
+def running() -> Iterator[Pair]:
+    """A front end with a driver that runs and took every feature."""
+    with pair(ALL_FEATURES) as front_end:
+        yield front_end

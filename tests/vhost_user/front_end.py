@@ -13,7 +13,7 @@ import os
 import select
 import socket
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -90,11 +90,12 @@ class Memory:
 class FrontEnd:
     """One connection, and a driver in the guest behind it."""
 
-    def __init__(self, sock: socket.socket, memory: Memory, *, need_reply: bool = True) -> None:
+    def __init__(self, sock: socket.socket, memory: Memory, pump: Callable[[], None] = lambda: None) -> None:
+        """Talk over `sock`; `pump` lets a backend in the same thread do what it has to do."""
         self.sock = sock
         sock.settimeout(10)
         self.memory = memory
-        self.need_reply = need_reply
+        self.pump = pump
         self.kicks = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(QUEUES)]
         self.calls = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(QUEUES)]
         self.errs = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(QUEUES)]
@@ -115,6 +116,7 @@ class FrontEnd:
         self.sock.sendmsg([data], rights)
 
     def receive(self) -> Reply:
+        self.pump()
         request, flags, size = struct.unpack("=III", self._exactly(12))
         return Reply(request, flags, self._exactly(size))
 
@@ -261,6 +263,7 @@ class FrontEnd:
 
     def wait_call(self, role: QueueRole) -> None:
         """Wait until the driver is interrupted."""
+        self.pump()
         fd = self.calls[self.indices[role]]
         ready, _, _ = select.select([fd], [], [], 10)
         assert ready, f"no interrupt for {role.value}"
@@ -299,11 +302,14 @@ class FrontEnd:
         assert self.channel.recv(12, socket.MSG_WAITALL) == header(2, 0)
 
     def nothing_on_the_channel(self) -> bool:
+        self.pump()
         ready, _, _ = select.select([self.channel], [], [], 0)
         return not ready
 
     def close(self) -> None:
-        for fd in (*self.kicks, *self.calls, *self.errs):
+        fds = (*self.kicks, *self.calls, *self.errs)
+        self.kicks, self.calls, self.errs = [], [], []
+        for fd in fds:
             os.close(fd)
         self.channel.close()
         self._theirs.close()

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hostzero.errors import UsageError
-from hostzero.virtio import Feature, QueueRole, names, parse_features, queue_roles
+from hostzero.virtio import Feature, QueueRole, adjust_features, names, parse_features, queue_roles
 
 
 def test_bit_numbers_are_those_of_the_kernel_and_of_the_series() -> None:
@@ -87,3 +87,17 @@ def test_queues_are_numbered_densely_for_every_subset(wanted: tuple[bool, bool, 
 def test_reporting_is_queue_3_with_statistics_and_without_hinting() -> None:
     """As seen with a stock Linux 7.2 guest that acknowledged bits 1 and 5."""
     assert queue_roles(Feature.STATS_VQ | Feature.REPORTING).index(QueueRole.REPORTING) == 3
+
+
+def test_a_list_replaces_the_default_and_signs_change_it() -> None:
+    default = Feature.STATS_VQ | Feature.REPORTING
+    assert adjust_features("page-poison", default) == Feature.PAGE_POISON
+    assert adjust_features("", default) == Feature(0)
+    assert adjust_features("+page-poison,-stats-vq", default) == Feature.REPORTING | Feature.PAGE_POISON
+    assert adjust_features(" -reporting , +VIRTIO_BALLOON_F_REPORTING", default) == default
+
+
+@pytest.mark.parametrize("text", ["+reporting,stats-vq", "+", "+no-such", "--reporting"])
+def test_changes_that_cannot_be_read(text: str) -> None:
+    with pytest.raises(UsageError):
+        adjust_features(text, Feature(0))

@@ -77,7 +77,7 @@ class Rings:
         self.vrings = [Vring(index) for index in range(QUEUES_MAX)]
         self.table: MappedTable | None = None
         self.features: int | None = None
-        self.implicit_enable = True
+        self.implicit_enable = False
         self._device = device
         self._loop = loop
         self._metrics = metrics

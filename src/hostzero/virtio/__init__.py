@@ -35,7 +35,14 @@ from hostzero.virtio.balloon import (
 from hostzero.virtio.chain import BadChain, Chain
 from hostzero.virtio.device_queue import DeviceQueue
 from hostzero.virtio.driver_queue import DriverQueue
-from hostzero.virtio.features import Feature, QueueRole, names, parse_features, queue_roles
+from hostzero.virtio.features import (
+    Feature,
+    QueueRole,
+    adjust_features,
+    names,
+    parse_features,
+    queue_roles,
+)
 from hostzero.virtio.mock import MockDevice, MockGuest, RawDescriptor
 from hostzero.virtio.ring_layout import (
     CHAIN_BYTES_MAX,
@@ -96,6 +103,7 @@ __all__ = [
     "contiguous_bytes",
     "mask_to_bitmap",
     "names",
+    "adjust_features",
     "need_event",
     "pack_pfns",
     "pack_stats",

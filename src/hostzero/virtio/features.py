@@ -116,6 +116,8 @@ def adjust_features(text: str, default: Feature) -> Feature:
     features = default
     for word in words:
         named = parse_features(word[1:])
+        if not named:
+            raise UsageError(f"{text!r} has a sign without a name behind it")
         features = features | named if word[0] == "+" else features & ~named
     return features
 
