@@ -31,6 +31,7 @@ FLOORS = {
     "bench": 6,
     "check": 6,
     "conform": 6,
+    "vm": 6,
     "cli": 7,
     "__main__": 8,
     "__init__": 8,

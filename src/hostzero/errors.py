@@ -17,7 +17,8 @@
     │   ├── RingError             a ring breaks a rule of virtio 1.3, 2.7
     │   └── NegotiationError      the two ends cannot agree on features or queues
     ├── DeviceError               device/: a request that the device refuses
-    └── DriverError               driver/: a device that the driver refuses
+    ├── DriverError               driver/: a device that the driver refuses
+    └── VmError                   vm/: a real virtual machine, or preparing one, failed
 
 A command ends with status 2 for `UsageError` and `BackingUnavailable`, which the
 user can mend, and with status 1 for everything else in the tree.
@@ -84,3 +85,7 @@ class DeviceError(HostzeroError):
 
 class DriverError(HostzeroError):
     """The driver refuses a device (probe fails)."""
+
+
+class VmError(HostzeroError):
+    """Preparing, starting or talking to a real virtual machine failed; the text says at what."""

@@ -36,6 +36,9 @@ class LazyCommand(NamedTuple):
 COMMANDS: Final = {
     "bench": LazyCommand("hostzero.cli.bench", "Measure what known-zero pages save, and what it leaves out."),
     "check": LazyCommand("hostzero.cli.check", "Search for one page that is believed zero and is not."),
+    "vm": LazyCommand(
+        "hostzero.cli.vm", "Real virtual machines: prepare, boot, compare with QEMU's balloon."
+    ),
 }
 """Every command; its module has a click command named ``command``."""
 
