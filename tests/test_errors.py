@@ -25,6 +25,7 @@ PARENTS = {
     "DeviceError": "HostzeroError",
     "DriverError": "HostzeroError",
     "VmError": "HostzeroError",
+    "ControlError": "HostzeroError",
 }
 
 

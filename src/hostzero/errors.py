@@ -18,6 +18,7 @@
     │   └── NegotiationError      the two ends cannot agree on features or queues
     ├── DeviceError               device/: a request that the device refuses
     ├── DriverError               driver/: a device that the driver refuses
+    ├── ControlError              vhost_user/: the control socket of a device gives no answer, or an error
     └── VmError                   vm/: a real virtual machine, or preparing one, failed
 
 A command ends with status 2 for `UsageError` and `BackingUnavailable`, which the
@@ -85,6 +86,10 @@ class DeviceError(HostzeroError):
 
 class DriverError(HostzeroError):
     """The driver refuses a device (probe fails)."""
+
+
+class ControlError(HostzeroError):
+    """A running device gives no answer on its control socket, or answers by an error."""
 
 
 class VmError(HostzeroError):

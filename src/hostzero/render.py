@@ -18,6 +18,8 @@ WIDE: Final = 118
 NOT_AVAILABLE: Final = "not available"
 NONE: Final = "–"
 
+_UNITS: Final = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+
 
 def open_console(*, to_stderr: bool) -> Console:
     """Return what tables are printed on: standard output, or standard error if a document goes there."""
@@ -52,3 +54,12 @@ def print_note(console: Console, text: str) -> None:
 def percent(value: float) -> str:
     """Return a share as per cent."""
     return f"{value * 100:.1f} %"
+
+
+def data_size(size: float) -> str:
+    """Return bytes in the unit that leaves one to four digits before the point, as in 1.17 MiB."""
+    unit, step = "B", 0
+    while size >= 1 << 10 and step < len(_UNITS):
+        size, unit, step = size / (1 << 10), _UNITS[step], step + 1
+    digits = 0 if unit == "B" or size >= 100 or size == int(size) else 1 if size >= 10 else 2
+    return f"{size:.{digits}f} {unit}"

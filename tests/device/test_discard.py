@@ -23,6 +23,7 @@ def test_a_proven_discard_is_counted_as_zero(ram: Ram) -> None:
     metrics = QueueMetrics()
     assert Discarder(WrappedMemory(ram)).discard(PAGE_SIZE, 3 * PAGE_SIZE, metrics)
     assert (metrics.discard_calls, metrics.discarded_bytes, metrics.proven_zero_bytes) == (1, 12288, 12288)
+    assert metrics.discard_sizes[1] == sum(metrics.discard_sizes) == 1
     assert metrics.discard_failed == 0
 
 

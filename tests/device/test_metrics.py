@@ -6,8 +6,11 @@ from __future__ import annotations
 import json
 from dataclasses import fields
 
+import pytest
+
 from hostzero.device import metrics
-from hostzero.device.metrics import BalloonMetrics, QueueMetrics, SkipReason
+from hostzero.device.metrics import DISCARD_SIZE_BOUNDS, BalloonMetrics, QueueMetrics, SkipReason
+from hostzero.units import PAGE_SIZE, PMD_SIZE
 from hostzero.virtio.features import QueueRole
 
 
@@ -45,3 +48,40 @@ def test_two_queues_do_not_share_their_skip_counters() -> None:
     counters = BalloonMetrics()
     counters.inflate.skip(SkipReason.POISON, 1)
     assert counters.reporting.skipped_bytes[SkipReason.POISON] == 0
+
+
+@pytest.mark.parametrize(
+    ("length", "place"),
+    [
+        (PAGE_SIZE, 0),
+        (2 * PAGE_SIZE, 1),
+        (8 * PAGE_SIZE, 1),
+        (9 * PAGE_SIZE, 2),
+        (PMD_SIZE, 3),
+        (2 * PMD_SIZE, 4),
+        (1 << 30, 6),
+        ((1 << 30) + PAGE_SIZE, 7),
+    ],
+)
+def test_a_discard_is_counted_under_its_size(length: int, place: int) -> None:
+    """The place is that of the first bound that is not below the length."""
+    queue = QueueMetrics()
+    queue.discard(length)
+    assert [at for at, count in enumerate(queue.discard_sizes) if count] == [place]
+    assert (queue.discard_calls, queue.discarded_bytes) == (1, length)
+
+
+def test_the_sizes_add_up_to_the_calls() -> None:
+    queue = QueueMetrics()
+    for step in range(30):
+        queue.discard(PAGE_SIZE << step)
+    assert sum(queue.discard_sizes) == queue.discard_calls == 30
+    assert len(queue.discard_sizes) == len(DISCARD_SIZE_BOUNDS) + 1
+
+
+def test_a_copy_of_the_counters_stays_as_it_was() -> None:
+    """`as_dict` is a picture, also of the one counter that is a list."""
+    counters = BalloonMetrics()
+    picture = counters.as_dict()
+    counters.inflate.discard(PAGE_SIZE)
+    assert sum(picture["inflate"]["discard_sizes"]) == 0  # type: ignore[index]

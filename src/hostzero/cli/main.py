@@ -39,6 +39,8 @@ COMMANDS: Final = {
     "vm": LazyCommand(
         "hostzero.cli.vm", "Real virtual machines: prepare, boot, compare with QEMU's balloon."
     ),
+    "ctl": LazyCommand("hostzero.cli.ctl", "Steer a running device: resize, statistics, hinting, status."),
+    "top": LazyCommand("hostzero.cli.top", "Watch a running device in the terminal."),
 }
 """Every command; its module has a click command named ``command``."""
 

@@ -11,7 +11,7 @@ from hostzero.device.balloon_device import BalloonDevice
 from hostzero.device.config import DEFAULT_FEATURES, DEFAULT_QUEUE_SIZES, IMPLEMENTED, DeviceConfig
 from hostzero.device.hint import HintStatus
 from hostzero.device.inflate import REQUEST_PFNS_MAX
-from hostzero.device.metrics import BalloonMetrics, QueueMetrics, SkipReason
+from hostzero.device.metrics import DISCARD_SIZE_BOUNDS, BalloonMetrics, QueueMetrics, SkipReason
 from hostzero.device.queue_server import LOG_LINES_MAX
 from hostzero.device.stats import STATS_ENTRIES_MAX
 
@@ -21,6 +21,7 @@ __all__ = [
     "BalloonMetrics",
     "QueueMetrics",
     "SkipReason",
+    "DISCARD_SIZE_BOUNDS",
     "HintStatus",
     "IMPLEMENTED",
     "DEFAULT_FEATURES",

@@ -68,8 +68,7 @@ class Discarder:
         if self.inhibited:
             metrics.skip(SkipReason.INHIBITED, length)
             return False
-        metrics.discard_calls += 1
-        metrics.discarded_bytes += length
+        metrics.discard(length)
         try:
             proven = self.memory.discard(Gpa(gpa), length)
         except (HostzeroError, OSError) as error:

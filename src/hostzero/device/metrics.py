@@ -16,6 +16,9 @@ counter of a queue            counts
 ``discard_calls``             ranges given to the backing to discard
 ``discard_failed``            those of them that the backing failed or did not prove
 ``discarded_bytes``           bytes of all discard calls
+``discard_sizes``             the discard calls by length: how many had at most the bytes of each
+                              bound in `DISCARD_SIZE_BOUNDS` and more than the one before; the last
+                              number is of those above all bounds
 ``proven_zero_bytes``         bytes of the calls that proved their whole range to read as zero
 ``claims``                    zero claims sent: bits set in a bitmap, or reported buffers answered
                               by their length
@@ -44,9 +47,16 @@ counter of the device         counts
 from __future__ import annotations
 
 import enum
+from bisect import bisect_left
 from dataclasses import asdict, dataclass, field
+from typing import Final
 
+from hostzero.units import PAGE_SIZE
 from hostzero.virtio.features import QueueRole
+
+DISCARD_SIZE_BOUNDS: Final = tuple(PAGE_SIZE << 3 * step for step in range(7))
+"""Lengths in bytes, 4 KiB to 1 GiB in steps of eight, so that the three page sizes of x86-64 are
+bounds: at 4 KiB a discard is a page by itself, from 2 MiB on it gives whole huge pages back."""
 
 
 class SkipReason(enum.StrEnum):
@@ -78,6 +88,7 @@ class QueueMetrics:
     discard_calls: int = 0
     discard_failed: int = 0
     discarded_bytes: int = 0
+    discard_sizes: list[int] = field(default_factory=lambda: [0] * (len(DISCARD_SIZE_BOUNDS) + 1))
     proven_zero_bytes: int = 0
     claims: int = 0
     claimed_zero_bytes: int = 0
@@ -86,6 +97,12 @@ class QueueMetrics:
     def skip(self, reason: SkipReason, length: int) -> None:
         """Count bytes that were named and not discarded."""
         self.skipped_bytes[reason] += length
+
+    def discard(self, length: int) -> None:
+        """Count one discard call of `length` bytes, whatever becomes of it."""
+        self.discard_calls += 1
+        self.discarded_bytes += length
+        self.discard_sizes[bisect_left(DISCARD_SIZE_BOUNDS, length)] += 1
 
     def as_dict(self) -> dict[str, object]:
         """Return the counters under their names, the skip reasons under theirs."""
