@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from hostzero.document import check_output, to_json, write_atomically
+from hostzero.errors import UsageError
+from hostzero.render import open_console
+from hostzero.units import format_size
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -69,6 +72,44 @@ def setup_command(
     _output(ready.to_document(), json_path, show)
 
 
+@command.command(name="run")
+@_cache
+@click.option("--accel", type=click.Choice(["auto", "kvm", "tcg"]), default="auto", show_default=True)
+@click.option("--memory", metavar="SIZE", default="3G", show_default=True, help="The guest's memory.")
+@click.option(
+    "--features", metavar="LIST", help="What the device offers, as in 'hostzero device --features'."
+)
+@_json
+def run_command(
+    *, cache: Path | None, accel: str, memory: str, features: str | None, json_path: Path | None
+) -> None:
+    """Boot a guest with hostzero's device and show what happens.
+
+    The guest writes and frees 512 MiB, its balloon is inflated to 1 GiB and deflated, and after
+    each phase the table says how much of its memory the host has backed. 'auto' takes KVM where
+    a guest boots with it, else software emulation. Ctrl-C ends all of it.
+    """
+    from hostzero.units import parse_size
+    from hostzero.vm.accel import choose
+    from hostzero.vm.demo import MEMORY_MIN, run_demo
+    from hostzero.vm.demo_view import open_view, print_run
+    from hostzero.vm.prepared import default_cache, load
+    from hostzero.vm.progress import open_progress
+
+    _check_json(json_path)
+    size = parse_size(memory)
+    if size < MEMORY_MIN or size % (2 << 20):
+        raise UsageError(f"--memory {memory}: at least {format_size(MEMORY_MIN)}, and a multiple of 2M")
+    ready = load(cache or default_cache())
+    with open_progress() as progress:
+        chosen = choose(ready, accel, progress)
+    with open_view(open_console(to_stderr=True)) as view:
+        run = run_demo(ready, chosen, view, memory=size, features=features)
+    _output(run.to_document(), json_path, lambda console: print_run(run, console))
+    if chosen.why and accel == "auto":
+        click.echo(f"without KVM: {chosen.why}", err=True)
+
+
 def _check_json(path: Path | None) -> None:
     if path is not None and path != _STDOUT:
         check_output("--json", path)
@@ -79,7 +120,5 @@ def _output(document: Mapping[str, Any], json_path: Path | None, show: Callable[
         click.echo(to_json(document), nl=False)
     elif json_path is not None:
         write_atomically(json_path, to_json(document).encode())
-    from hostzero.render import open_console
-
     # With the document on standard output, the rest goes where it does not mix with it.
     show(open_console(to_stderr=json_path == _STDOUT))

@@ -90,7 +90,11 @@ class Agent:
             raise Unanswered(f"the guest's serial port is gone: {error.strerror}") from error
 
     def finish(self, seconds: float) -> Answer:
-        """Wait for the answer to the last `start`."""
+        """Wait for the answer to the last `start`; may be called again if it is not in time.
+
+        Raises:
+            Unanswered: no answer in time, or QEMU has ended.
+        """
         return self._answer(str(self._number), "the command", seconds)
 
     def close(self) -> None:
@@ -100,22 +104,26 @@ class Agent:
     def _answer(self, number: str, what: str, seconds: float) -> Answer:
         deadline = time.monotonic() + seconds
         while True:
-            line = self._take_line(what, deadline, seconds)
+            taken = self._take()
+            if taken is None:
+                self._receive(what, deadline, seconds)
+            elif taken[0] == number:
+                return taken[1]
+
+    def _take(self) -> tuple[str, Answer] | None:
+        """Return the next whole answer that has been received, with its number."""
+        while b"\n" in self._received:
+            line, _, rest = self._received.partition(b"\n")
             header = parse_header(line)
             if header is None:
-                continue  # what the kernel says in an emergency comes out of every port
-            found, status, length = header
-            while len(self._received) < length:
-                self._receive(what, deadline, seconds)
-            output, self._received = self._received[:length], self._received[length:]
-            if found == number:
-                return Answer(status, output.decode(errors="replace"))
-
-    def _take_line(self, what: str, deadline: float, seconds: float) -> bytes:
-        while b"\n" not in self._received:
-            self._receive(what, deadline, seconds)
-        line, _, self._received = self._received.partition(b"\n")
-        return line
+                self._received = rest  # what the kernel says in an emergency comes out of every port
+                continue
+            number, status, length = header
+            if len(rest) < length:
+                return None
+            self._received = rest[length:]
+            return number, Answer(status, rest[:length].decode(errors="replace"))
+        return None
 
     def _receive(self, what: str, deadline: float, seconds: float) -> None:
         left = deadline - time.monotonic()

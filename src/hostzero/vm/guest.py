@@ -12,6 +12,7 @@ dies, QEMU ends too (``exit-with-parent``).
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import os
 import shutil
@@ -243,10 +244,8 @@ class Guest:
         if self._memory is not None:
             self._memory.close()
         if self._qmp is not None:
-            try:
+            with contextlib.suppress(OSError, EOFError, QMPError):  # QEMU has closed its end first
                 self._qmp.close()
-            except (OSError, EOFError, QMPError):
-                pass  # QEMU has closed its end first
             self._qmp = None
         shutil.rmtree(self.folder, ignore_errors=True)
 

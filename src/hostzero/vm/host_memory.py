@@ -41,7 +41,7 @@ class HostMemory:
         found = {}
         try:
             for link in (root / str(pid) / "fd").iterdir():
-                if _NAME in os.readlink(link):
+                if _NAME in str(link.readlink()):
                     found[link.stat().st_ino] = link
         except OSError as error:
             raise VmError(f"cannot look at the memory of process {pid}: {error.strerror}") from error
