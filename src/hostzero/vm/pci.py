@@ -78,6 +78,8 @@ def offered_features(guest: Guest, slot: int) -> set[int]:
 
 def bits(word: Callable[[int], int]) -> set[int]:
     """Return the numbers of the bits that are set; `word` returns 32 of them at a time."""
-    return {
-        32 * number + bit for number in range(FEATURE_WORDS) for bit in range(32) if word(number) >> bit & 1
-    }
+    found = set()
+    for number in range(FEATURE_WORDS):
+        value = word(number)
+        found |= {32 * number + bit for bit in range(32) if value >> bit & 1}
+    return found
