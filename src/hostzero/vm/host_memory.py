@@ -7,6 +7,7 @@ read, with pread(2): reading a hole through a mapping would allocate the page th
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Iterator
@@ -41,8 +42,9 @@ class HostMemory:
         found = {}
         try:
             for link in (root / str(pid) / "fd").iterdir():
-                if _NAME in str(link.readlink()):
-                    found[link.stat().st_ino] = link
+                with contextlib.suppress(FileNotFoundError):  # closed in the meantime
+                    if _NAME in str(link.readlink()):
+                        found[link.stat().st_ino] = link
         except OSError as error:
             raise VmError(f"cannot look at the memory of process {pid}: {error.strerror}") from error
         if len(found) != 1:
