@@ -26,6 +26,9 @@ PARENTS = {
     "DriverError": "HostzeroError",
     "VmError": "HostzeroError",
     "ControlError": "HostzeroError",
+    "VhostUserError": "HostzeroError",
+    "MessageError": "VhostUserError",
+    "ConnectionLost": "VhostUserError",
 }
 
 

@@ -19,6 +19,9 @@
     ├── DeviceError               device/: a request that the device refuses
     ├── DriverError               driver/: a device that the driver refuses
     ├── ControlError              vhost_user/: the control socket of a device gives no answer, or an error
+    ├── VhostUserError            vhost_user/: the socket and what comes over it
+    │   ├── MessageError          a message that is refused; the connection goes on
+    │   └── ConnectionLost        the connection cannot go on, or the peer has closed it
     └── VmError                   vm/: a real virtual machine, or preparing one, failed
 
 A command ends with status 2 for `UsageError` and `BackingUnavailable`, which the
@@ -90,6 +93,27 @@ class DriverError(HostzeroError):
 
 class ControlError(HostzeroError):
     """A running device gives no answer on its control socket, or answers by an error."""
+
+
+class VhostUserError(HostzeroError):
+    """Something on a vhost-user socket is not as the protocol says."""
+
+
+class MessageError(VhostUserError):
+    """A message that is refused: nothing of it was done, and the connection goes on.
+
+    Attributes:
+        kind: what is wrong with it, in one word to count by (`hostzero.vhost_user.metrics`).
+    """
+
+    def __init__(self, kind: str, text: str) -> None:
+        """Say what is wrong in a word and in a sentence."""
+        super().__init__(text)
+        self.kind = kind
+
+
+class ConnectionLost(VhostUserError):
+    """The peer has closed the connection, or broken its framing so that it cannot go on."""
 
 
 class VmError(HostzeroError):

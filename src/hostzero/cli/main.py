@@ -41,6 +41,7 @@ COMMANDS: Final = {
     ),
     "ctl": LazyCommand("hostzero.cli.ctl", "Steer a running device: resize, statistics, hinting, status."),
     "top": LazyCommand("hostzero.cli.top", "Watch a running device in the terminal."),
+    "device": LazyCommand("hostzero.cli.device", "Be the balloon of a virtual machine (vhost-user)."),
 }
 """Every command; its module has a click command named ``command``."""
 

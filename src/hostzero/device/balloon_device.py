@@ -164,18 +164,30 @@ class BalloonDevice:
         return 0 if role is None else self.config.queue_size(role)
 
     def setup_queue(
-        self, index: int, layout: RingLayout, interrupt: Callable[[], None], *, start_index: int = 0
+        self,
+        index: int,
+        layout: RingLayout,
+        interrupt: Callable[[], None],
+        *,
+        start_index: int = 0,
+        late: bool = False,
     ) -> None:
         """Take over the ring of queue `index`; `interrupt` is called for used buffers.
 
-        `start_index` is other than 0 only for a ring that is resumed (vhost-user
-        SET_VRING_BASE).
+        Args:
+            index: the queue, numbered over the accepted features.
+            layout: its ring.
+            interrupt: tells the driver that buffers were used.
+            start_index: other than 0 only for a ring that is resumed (vhost-user:
+                SET_VRING_BASE).
+            late: allow it after DRIVER_OK: a vhost-user front end starts rings one by one. The
+                caller then serves the queue, which may hold buffers already.
 
         Raises:
             DeviceError: not between FEATURES_OK and DRIVER_OK (virtio 1.3, 3.1.1), no such
                 queue, set up already, or larger than `queue_size_max`.
         """
-        if Status.FEATURES_OK not in self._status or Status.DRIVER_OK in self._status:
+        if Status.FEATURES_OK not in self._status or (Status.DRIVER_OK in self._status and not late):
             raise DeviceError(f"queue {index} can be set up only between FEATURES_OK and DRIVER_OK (3.1.1)")
         role = self.queue_role(index)
         if role is None:
@@ -207,11 +219,65 @@ class BalloonDevice:
             DeviceError: the device is not between DRIVER_OK and reset, or the queue was not
                 set up.
         """
+        self.serve(index)
+
+    def serve(self, index: int, budget: int | None = None) -> bool:
+        """Serve queue `index` as `notify` does, but answer at most `budget` requests.
+
+        Returns:
+            Whether the budget ran out: then call again, a notification need not come.
+
+        Raises:
+            DeviceError: as `notify`.
+        """
         if not self.live:
             raise DeviceError(f"queue {index} was notified, but no driver is running (virtio 1.3, 2.1.1)")
         if index not in self._queues:
             raise DeviceError(f"queue {index} was notified and is not set up")
-        self._queues[index].serve()
+        return self._queues[index].serve(budget)
+
+    def stop_queue(self, index: int) -> int:
+        """Let go of queue `index` and return the index at which it can be set up again.
+
+        That is vhost-user's GET_VRING_BASE. A request that the device keeps, such as a
+        statistics buffer, becomes available again in the ring. The features stay.
+
+        Raises:
+            DeviceError: the queue is not set up.
+        """
+        server = self._queues.get(index)
+        if server is None:
+            raise DeviceError(f"queue {index} is not set up")
+        held = self._stats.take_held() if server.role is QueueRole.STATS else None
+        try:
+            server.queue.rewind()
+        except RingError:
+            # A later buffer was returned before the held one, so going back would pop it twice.
+            if held is not None:
+                server.give_back(held)
+        self._handlers[server.role].stopped()
+        last_avail = server.queue.last_avail
+        server.queue.release()
+        del self._queues[index]
+        self._find_rings()
+        return last_avail
+
+    def suspend(self) -> None:
+        """Stop every queue and forget the features, but keep what the driver wrote.
+
+        Over vhost-user a paused guest looks like a driver that was removed, and only the first
+        expects `actual` and `poison_val` to be there when it goes on. Both may be kept: the
+        next driver writes them itself, and until then a poison value only prevents discards.
+        """
+        for index in list(self._queues):
+            self.stop_queue(index)
+        self._state.acked = self._driver_features = Feature(0)
+        self._status = Status(0)
+
+    def broken(self, index: int) -> str | None:
+        """Return why queue `index` was given up; None if it was not, or is not set up."""
+        server = self._queues.get(index)
+        return None if server is None or server.queue.broken is None else str(server.queue.broken)
 
     def on_config_change(self, callback: Callable[[], None]) -> None:
         """Have `callback` called when the configuration space changes; it replaces the last one."""

@@ -97,6 +97,11 @@ class FreePageHintQueue:
     def refused(self) -> None:
         """Do nothing: a hint that was not read is a hint less."""
 
+    def stopped(self) -> None:
+        """End a run, whose pages another driver may own next; a DONE stays to be read."""
+        if self.status is not HintStatus.DONE:
+            self.status = HintStatus.STOPPED
+
     def reset(self) -> None:
         """End the run; its id is not used again."""
         self.status = HintStatus.STOPPED

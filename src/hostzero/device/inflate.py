@@ -68,6 +68,10 @@ class InflateQueue:
     def refused(self) -> None:
         """Do nothing: pages of an unread request were not dropped, which harms nobody."""
 
+    def stopped(self) -> None:
+        """Forget all sub-pages: the next driver may own them."""
+        self._partial.clear()
+
     def reset(self) -> None:
         """Take every page out of the balloon."""
         self._partial.clear()
@@ -141,6 +145,10 @@ class DeflateQueue:
 
     def refused(self) -> None:
         """Forget all sub-pages: nobody knows which of them the guest has taken back."""
+        self._partial.clear()
+
+    def stopped(self) -> None:
+        """Forget all sub-pages: the next driver may own them."""
         self._partial.clear()
 
     def reset(self) -> None:

@@ -51,35 +51,50 @@ class QueueServer:
         self._serving = False
         self._notified = False
 
-    def serve(self) -> None:
+    def serve(self, budget: int | None = None) -> bool:
         """Answer requests until none is left; whatever the guest wrote, this does not raise.
 
         A call from within the queue's own interrupt returns at once: the call under way looks
         again before it ends. After a reset there is nothing to serve.
+
+        Args:
+            budget: requests to answer at most, 1 or more, for a caller that has others to look
+                after; None answers all, and a guest that goes on asking keeps the caller here.
+
+        Returns:
+            Whether the budget ran out. Then the caller has to come back: the driver need not
+            notify for what is left.
         """
         self._notified = True
         if self._serving:
-            return
+            return False
         self._serving = True
         try:
             while self._notified:
                 self._notified = False
-                self._drain()
+                budget = self._drain(budget)
+                if budget == 0:
+                    return True
         finally:
             self._serving = False
+        return False
 
     def give_back(self, head: int) -> None:
         """Return a buffer that the handler kept, with used length 0."""
         self.queue.push(head, 0)
         self._publish()
 
-    def _drain(self) -> None:
-        while (item := self._pop()) is not None:
+    # Returns what is left of the budget.
+    def _drain(self, budget: int | None) -> int | None:
+        while budget != 0 and (item := self._pop()) is not None:
             self._metrics.requests += 1
             self._answer(item)
             if self.role is QueueRole.INFLATE:
                 self._publish()
+            if budget is not None:
+                budget -= 1
         self._publish()
+        return budget
 
     def _pop(self) -> Chain | BadChain | None:
         try:

@@ -56,6 +56,9 @@ class ReportingQueue:
     def refused(self) -> None:
         """Do nothing: an unread report was not dropped, which harms nobody."""
 
+    def stopped(self) -> None:
+        """Do nothing, as for `reset`."""
+
     def reset(self) -> None:
         """Do nothing: reports leave nothing behind."""
 

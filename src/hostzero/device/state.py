@@ -54,6 +54,10 @@ class QueueHandler(Protocol):
         """Take note that a request of this queue could not be read."""
         ...
 
+    def stopped(self) -> None:
+        """Forget what would be wrong if the queue next ran for another driver."""
+        ...
+
     def reset(self) -> None:
         """Forget everything that the requests left behind."""
         ...

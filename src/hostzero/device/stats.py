@@ -60,6 +60,10 @@ class StatsQueue:
     def refused(self) -> None:
         """Do nothing: the last figures stay."""
 
+    def stopped(self) -> None:
+        """Forget the held buffer, which goes back into the ring; the figures stay."""
+        self._held = None
+
     def reset(self) -> None:
         """Forget the held buffer, which went with its queue, and the figures of the old driver."""
         self._held = None

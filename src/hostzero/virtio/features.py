@@ -98,6 +98,28 @@ def parse_features(text: str) -> Feature:
     return features
 
 
+def adjust_features(text: str, default: Feature) -> Feature:
+    """Return the features that a text names, or `default` with the changes that it names.
+
+    ``stats-vq,reporting`` is a list as `parse_features` reads it; ``+page-poison,-stats-vq`` adds
+    to the default and takes away from it, in the order of the words.
+
+    Raises:
+        UsageError: a word is not the name of a feature, or some words have a sign and some not.
+    """
+    words = [word for word in (part.strip() for part in text.split(",")) if word]
+    signed = [word[0] in "+-" for word in words]
+    if not any(signed):
+        return parse_features(text)
+    if not all(signed):
+        raise UsageError(f"{text!r} mixes names with and without a sign: write + or - before all or none")
+    features = default
+    for word in words:
+        named = parse_features(word[1:])
+        features = features | named if word[0] == "+" else features & ~named
+    return features
+
+
 def _dashed(feature: Feature) -> str:
     name = feature.name
     assert name is not None, "a single named bit"

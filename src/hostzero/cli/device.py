@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""``hostzero device``: a balloon device for a virtual machine, by QEMU's conventions for backends.
+
+The conventions (QEMU's `docs/interop/vhost-user.rst`): ``--socket-path`` or ``--fd``,
+``--print-capabilities``, a description file, and SIGTERM ends it quickly and cleanly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from hostzero.cli.main import run
+from hostzero.document import to_json
+
+if TYPE_CHECKING:
+    from hostzero.vhost_user.server import Service
+    from hostzero.vhost_user.sockets import Endpoint
+
+CAPABILITIES: Final = {"type": "balloon", "features": []}
+"""`VHostUserBackendCapabilities` of QEMU's `docs/interop/vhost-user.json`: the type is one of the
+schema's, and it defines no feature for balloons."""
+
+
+@click.command(name="device")
+@click.option("--socket-path", type=click.Path(path_type=Path), metavar="PATH", help="Listen on this socket.")
+@click.option("--fd", type=int, metavar="N", help="Serve this descriptor: a socket, listening or connected.")
+@click.option("--print-capabilities", is_flag=True, help="Print what this backend is, as JSON, and exit.")
+@click.option("--print-description", is_flag=True, help="Print a description file for QEMU, and exit.")
+@click.option(
+    "--features", metavar="LIST", help="Offer these, or change the default: +page-poison,-stats-vq."
+)
+@click.option(
+    "--discard-hints", is_flag=True, help="Discard hinted pages (dangerous, see docs/vhost-user.md)."
+)
+@click.option("--verbose", is_flag=True, help="Log sessions and queues too, not only what is wrong.")
+def command(
+    *,
+    socket_path: Path | None,
+    fd: int | None,
+    print_capabilities: bool,
+    print_description: bool,
+    features: str | None,
+    discard_hints: bool,
+    verbose: bool,
+) -> None:
+    r"""Be the balloon device of a virtual machine, over vhost-user.
+
+    QEMU (10.2 or newer) takes the other end of the socket:
+
+    \b
+      -object memory-backend-memfd,id=m0,size=4G,share=on -machine q35,memory-backend=m0
+      -chardev socket,id=c0,path=PATH
+      -device vhost-user-test-device-pci,chardev=c0,virtio-id=5,num_vqs=5,vq_size=128,config_size=16
+
+    One guest is served at a time; when it goes the next one may come. Started by systemd with a
+    socket, it needs neither --socket-path nor --fd. SIGTERM ends it.
+    """
+    if print_capabilities:
+        click.echo(to_json(CAPABILITIES), nl=False)
+        return
+    from hostzero.vhost_user.description import description
+    from hostzero.vhost_user.server import Service, device_config
+    from hostzero.vhost_user.sockets import open_endpoint
+    from hostzero.virtio.features import adjust_features
+
+    if print_description:
+        # Installed beside the interpreter, wherever `hostzero` was called from.
+        click.echo(to_json(description(Path(sys.executable).with_name("hostzero-device"))), nl=False)
+        return
+    from hostzero.device import DEFAULT_FEATURES
+
+    offered = DEFAULT_FEATURES if features is None else adjust_features(features, DEFAULT_FEATURES)
+    service = Service(device_config(offered, discard_hints=discard_hints))
+    _log_to_stderr(service, verbose=verbose)
+    with open_endpoint(socket_path, fd) as endpoint:
+        asyncio.run(_serve(service, endpoint))
+
+
+async def _serve(service: Service, endpoint: Endpoint) -> None:
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    serve = service.serve if endpoint.listening else service.serve_connection
+    serving = asyncio.ensure_future(serve(endpoint.detach()))
+    stopping = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if serving.done():
+            serving.result()
+    finally:
+        # SIGINT comes here too, as the cancelling of this task, and then as KeyboardInterrupt.
+        serving.cancel()
+        stopping.cancel()
+        await asyncio.gather(serving, stopping, return_exceptions=True)
+
+
+def main() -> None:
+    """Run ``hostzero-device``: the command alone, as a description file has to name it."""
+    sys.exit(run(["device", *sys.argv[1:]]))
+
+
+class _NameGuest(logging.Filter):
+    # The device does not know whose balloon it is; the log does.
+    def __init__(self, service: Service) -> None:
+        super().__init__()
+        self._service = service
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.guest = self._service.label
+        return True
+
+
+def _log_to_stderr(service: Service, *, verbose: bool) -> None:
+    handler = logging.StreamHandler()
+    handler.addFilter(_NameGuest(service))
+    handler.setFormatter(logging.Formatter("hostzero device: %(levelname)s: %(guest)s: %(message)s"))
+    log = logging.getLogger("hostzero")
+    log.handlers[:] = [handler]
+    log.setLevel(logging.INFO if verbose else logging.WARNING)
