@@ -26,12 +26,12 @@ class Device:
         self.actual = 0
         self.now = 0.0
         self.updates = 4
-        self.held = True
+        self.acked = ["stats-vq"]
         self.on_look: Callable[[], None] = lambda: None
 
     def request(self, command: str) -> dict[str, Any]:
         if command == "stats":
-            return {"requested": self.held, "updates": self.updates, "statistics": {}}
+            return {"requested": False, "updates": self.updates, "statistics": {}}
         assert command == "status"
         self.on_look()
         device = {
@@ -40,7 +40,7 @@ class Device:
             "memory_bytes": GUEST,
             "guest_bytes": GUEST - self.actual,
             "live": self.live,
-            "hint": "stopped",
+            "features_acked": self.acked,
         }
         if self.live and self.actual not in {self.target, self.stuck_at}:
             self.actual += MIB if self.actual < self.target else -MIB
@@ -141,8 +141,9 @@ def test_statistics_that_do_not_come_are_the_latest() -> None:
     assert device.now == pytest.approx(2)
 
 
-def test_a_guest_that_cannot_be_asked_is_not_waited_for() -> None:
-    device = Device(0)
-    device.held = False
+@pytest.mark.parametrize(("live", "acked"), [(False, ["stats-vq"]), (True, ["reporting"])])
+def test_a_guest_that_cannot_be_asked_is_not_waited_for(live: bool, acked: list[str]) -> None:
+    device = Device(0, live=live)
+    device.acked = acked
     assert device.fetch(2) == {"fresh": False, "statistics": {"memfree": 4}}
     assert device.now == 0

@@ -144,10 +144,13 @@ def fetch_statistics(
 ) -> dict[str, Any]:
     """Ask for statistics and return them, with ``fresh``: whether they came after the question."""
     end = clock() + seconds
-    asked = client.request("stats")
+    # That nothing was requested may mean that somebody else has just asked; one answer serves both.
+    before = client.request("stats")["updates"]
     while True:
         status = client.request("status")
-        fresh = asked["requested"] and status["metrics"]["device"]["stats_updates"] > asked["updates"]
-        if fresh or not asked["requested"] or clock() >= end:
+        device = status["device"]
+        fresh = status["metrics"]["device"]["stats_updates"] > before
+        hopeless = not device["live"] or "stats-vq" not in device["features_acked"]
+        if fresh or hopeless or clock() >= end:
             return {"fresh": fresh, "statistics": status["statistics"]}
         sleep(POLL_EVERY)

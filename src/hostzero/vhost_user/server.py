@@ -85,12 +85,16 @@ class Service:
             "poison_val": device.poison_val,
             "hint": device.hint_status.value,
             "stats": {tag.name.lower(): value for tag, value in device.stats.items()},
-            "session": self._session_status(),
+            "session": self.session_status(),
             "device": device.metrics.as_dict(),
             "vhost_user": self.metrics.as_dict(),
         }
 
-    def _session_status(self) -> dict[str, object] | None:
+    def session_status(self) -> dict[str, object] | None:
+        """Return what is known about the front end and its guest, as plain values with text keys.
+
+        None while nobody is connected.
+        """
         session, peer = self.session, self.peer
         if session is None or peer is None:
             return None
