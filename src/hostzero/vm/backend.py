@@ -19,6 +19,7 @@ from hostzero.vm.guest import BOOT_SECONDS, Guest
 from hostzero.vm.prepared import Prepared
 from hostzero.vm.wait import wait_for
 
+COMMAND: Final = (sys.executable, "-m", "hostzero", "device")
 START_SECONDS: Final = 60.0
 STOP_SECONDS: Final = 20.0
 
@@ -47,7 +48,7 @@ class Backend:
             arguments += ["--features", features]
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "hostzero", "device", *arguments],
+                [*COMMAND, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -17,7 +17,7 @@ from hostzero.vm.command_line import HOSTZERO_SLOT, MEMORY, GuestOptions
 from hostzero.vm.guest import Guest
 from hostzero.vm.pci import offered_features
 from hostzero.vm.prepared import Prepared
-from hostzero.vm.steps import MIB, SLACK, dirty_and_free, wait_backed_below
+from hostzero.vm.steps import MIB, SLACK, dirty_and_free, settle, wait_backed_below, write_command
 from hostzero.vm.wait import wait_for
 
 REPORT: Final = 512 * MIB
@@ -26,7 +26,7 @@ MEMORY_MIN: Final = 2 << 30
 """So that the guest has memory left when the balloon has its share."""
 _REPORTED_SECONDS: Final = 120.0
 _RESIZED_SECONDS: Final = 300.0
-_LOOK: Final = 0.25
+_LOOK: Final = 0.5
 _INIT_REPORTED, _INIT_ON_INFLATE = 6, 7
 
 
@@ -131,6 +131,10 @@ class _Stage:
         self._run.phases.append(done)
         self._watcher.end(done)
 
+    def rest(self) -> None:
+        """Wait until the guest has reported what is free."""
+        settle(self._guest, self._backend.cpu_seconds, look=self.tick)
+
     def in_guest(self, command: str, seconds: float = 300.0) -> None:
         """Run a command in the guest and look on."""
         self._guest.agent.start(command)
@@ -184,26 +188,22 @@ def run_demo(
         watcher.end(booted)
         stage.phase("load the driver", lambda: _probe(guest, run))
         resting = booted.end.backed + SLACK
-
-        def report_again() -> None:
-            wait_backed_below(guest, resting, _REPORTED_SECONDS, stage.tick)
+        stage.phase("report what is free", lambda: stage.rest())
+        stage.phase(
+            f"write {REPORT // MIB} MiB", lambda: stage.in_guest(write_command("/mnt/dirty", "dirty", REPORT))
+        )
 
         def free() -> str:
             stage.in_guest("rm /mnt/dirty")
-            report_again()
+            wait_backed_below(guest, resting, _REPORTED_SECONDS, stage.tick)
             return "the guest reports what is free; the host takes it"
 
-        stage.phase(f"write {REPORT // MIB} MiB", lambda: stage.in_guest(_write("/mnt/dirty", REPORT)))
         stage.phase(f"free {REPORT // MIB} MiB", free)
         stage.phase(f"inflate to {INFLATE // MIB} MiB", lambda: _exact(stage, guest, INFLATE))
         stage.phase("deflate to 0", lambda: _exact(stage, guest, 0))
         dirty_and_free(guest, 16 * MIB)
         stage.phase("statistics", lambda: _statistics(backend, run))
     return run
-
-
-def _write(path: str, size: int) -> str:
-    return f"dd if=/dev/zero bs=1M count={size // MIB} 2>/dev/null | tr '\\000' '\\252' > {path}"
 
 
 def _probe(guest: Guest, run: Run) -> str:

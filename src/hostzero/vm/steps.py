@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -15,6 +16,9 @@ MIB: Final = 1 << 20
 SLACK: Final = 48 * MIB
 """Memory that may stay backed when all has been reported: pieces below 2 MiB, the guest's own."""
 
+_BUSY: Final = 0.02
+"""Share of a CPU that a device uses at rest, at most: to answer, to look."""
+
 
 def marked_page(mark: str) -> bytes:
     """Return a page that is full of `mark`, which has no newline: 64 lines of 63 characters."""
@@ -24,9 +28,13 @@ def marked_page(mark: str) -> bytes:
 
 def write_marked(guest: Guest, path: str, mark: str, size: int) -> None:
     """Have the guest write a file of `size` bytes, a multiple of 1 MiB, whose pages all are `marked_page`."""
-    guest.agent.run(f"yes '{mark:<63.63}' | head -c {MIB} > /run/marked")
-    guest.agent.run(f"for i in $(seq {size // MIB}); do cat /run/marked; done > {path}", 300)
-    guest.agent.run("rm /run/marked")
+    guest.agent.run(write_command(path, mark, size), 300)
+
+
+def write_command(path: str, mark: str, size: int) -> str:
+    """Return the shell command for `write_marked`: copies of 1 MiB are the fastest that busybox has."""
+    make = f"yes '{mark:<63.63}' | head -c {MIB} > /run/marked"
+    return f"{make}; for i in $(seq {size // MIB}); do cat /run/marked; done > {path} && rm /run/marked"
 
 
 def write_random(guest: Guest, path: str, size: int) -> str:
@@ -66,7 +74,13 @@ def wait_backed_below(
         raise VmError(f"{error}: {now // MIB} MiB are backed, not {limit // MIB}") from error
 
 
-def settle(guest: Guest, busy: Callable[[], float], quiet: float = 3.0, seconds: float = 120.0) -> None:
+def settle(
+    guest: Guest,
+    busy: Callable[[], float],
+    quiet: float = 3.0,
+    seconds: float = 120.0,
+    look: Callable[[], None] = lambda: None,
+) -> None:
     """Wait until nothing has been given back, and the device has done nothing, for `quiet` seconds.
 
     Args:
@@ -74,17 +88,17 @@ def settle(guest: Guest, busy: Callable[[], float], quiet: float = 3.0, seconds:
         busy: CPU seconds that the device has used so far.
         quiet: how long; longer than the 2 s after which a guest reports.
         seconds: how long to wait for that.
+        look: called all the while; what it makes the device do must be next to nothing.
     """
-    interval = 0.1
-    enough = round(quiet / interval)
-    before = (guest.memory.backed() // MIB, round(busy(), 2))
-    calm = 0
+    backed, used, calm_since = guest.memory.backed(), busy(), time.monotonic()
 
-    def look() -> bool:
-        nonlocal before, calm
-        now = (guest.memory.backed() // MIB, round(busy(), 2))
-        calm = calm + 1 if now == before else 0
-        before = now
-        return calm >= enough
+    def rested() -> bool:
+        nonlocal backed, used, calm_since
+        look()
+        now = guest.memory.backed()
+        cpu, clock = busy(), time.monotonic()
+        if abs(now - backed) >= MIB or cpu - used >= _BUSY * quiet:
+            backed, used, calm_since = now, cpu, clock
+        return clock - calm_since >= quiet
 
-    wait_for(look, "the guest comes to rest", seconds, interval)
+    wait_for(rested, "the guest comes to rest", seconds, interval=0.1)
