@@ -40,7 +40,7 @@ FLOORS = {
 FORBIDDEN = {("device", "mm")}
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
-SOURCES = sorted([*MODULES, *(ROOT / "tests").rglob("*.py")])
+SOURCES = sorted([*MODULES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "tests_vm").rglob("*.py")])
 
 
 def room_of(module: Path) -> str:

@@ -188,7 +188,7 @@ def run_demo(
         watcher.end(booted)
         stage.phase("load the driver", lambda: _probe(guest, run))
         resting = booted.end.backed + SLACK
-        stage.phase("report what is free", lambda: stage.rest())
+        stage.phase("report what is free", stage.rest)
         stage.phase(
             f"write {REPORT // MIB} MiB", lambda: stage.in_guest(write_command("/mnt/dirty", "dirty", REPORT))
         )
