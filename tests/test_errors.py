@@ -24,6 +24,7 @@ PARENTS = {
     "NegotiationError": "VirtioError",
     "DeviceError": "HostzeroError",
     "DriverError": "HostzeroError",
+    "VmError": "HostzeroError",
     "ControlError": "HostzeroError",
     "VhostUserError": "HostzeroError",
     "MessageError": "VhostUserError",

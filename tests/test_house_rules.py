@@ -31,6 +31,7 @@ FLOORS = {
     "bench": 6,
     "check": 6,
     "conform": 6,
+    "vm": 6,
     "cli": 7,
     "__main__": 8,
     "__init__": 8,
@@ -39,7 +40,7 @@ FLOORS = {
 FORBIDDEN = {("device", "mm")}
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
-SOURCES = sorted([*MODULES, *(ROOT / "tests").rglob("*.py")])
+SOURCES = sorted([*MODULES, *(ROOT / "tests").rglob("*.py"), *(ROOT / "tests_vm").rglob("*.py")])
 
 
 def room_of(module: Path) -> str:

@@ -22,7 +22,8 @@
     ├── VhostUserError            vhost_user/: the socket and what comes over it
     │   ├── MessageError          a message that is refused; the connection goes on
     │   └── ConnectionLost        the connection cannot go on, or the peer has closed it
-    └── TargetError               conform/: a device under test that went away or no longer answers
+    ├── TargetError               conform/: a device under test that went away or no longer answers
+    └── VmError                   vm/: a real virtual machine, or preparing one, failed
 
 A command ends with status 2 for `UsageError` and `BackingUnavailable`, which the
 user can mend, and with status 1 for everything else in the tree.
@@ -118,3 +119,7 @@ class ConnectionLost(VhostUserError):
 
 class TargetError(HostzeroError):
     """A device under test went away, or no longer answers; the case that saw it fails."""
+
+
+class VmError(HostzeroError):
+    """Preparing, starting or talking to a real virtual machine failed; the text says at what."""

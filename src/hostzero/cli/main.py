@@ -42,6 +42,9 @@ COMMANDS: Final = {
     "device": LazyCommand("hostzero.cli.device", "Be the balloon of a virtual machine (vhost-user)."),
     "ctl": LazyCommand("hostzero.cli.ctl", "Steer a running device: resize, statistics, hinting, status."),
     "top": LazyCommand("hostzero.cli.top", "Watch a running device in the terminal."),
+    "vm": LazyCommand(
+        "hostzero.cli.vm", "Real virtual machines: prepare, boot, compare with QEMU's balloon."
+    ),
 }
 """Every command; its module has a click command named ``command``."""
 

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""``hostzero vm``: options in, what happened out; the work is in `hostzero.vm`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from hostzero.document import check_output, to_json, write_atomically
+from hostzero.errors import UsageError
+from hostzero.units import format_size
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_STDOUT: Final = Path("-")
+_PATH: Final = click.Path(path_type=Path)
+
+_cache = click.option(
+    "--cache",
+    type=_PATH,
+    metavar="DIR",
+    help="What is prepared lies here.  [default: below the user's cache]",
+)
+_json = click.option("--json", "json_path", type=_PATH, help="Write all that is known; - is stdout.")
+
+
+@click.group(name="vm")
+def command() -> None:
+    """Run a stock Linux guest in a stock QEMU, with hostzero's balloon device or QEMU's own."""
+
+
+@command.command(name="setup")
+@_cache
+@click.option(
+    "--mirror", metavar="URL", help="A Debian mirror.  [default: the one in the machine's apt sources]"
+)
+@click.option(
+    "--qemu", type=_PATH, metavar="PATH", help="A QEMU to use.  [default: this machine's, or Debian's]"
+)
+@click.option("--fresh", is_flag=True, help="Prepare again, with the newest of everything.")
+@_json
+def setup_command(
+    *, cache: Path | None, mirror: str | None, qemu: Path | None, fresh: bool, json_path: Path | None
+) -> None:
+    """Prepare QEMU, a kernel and a root file system in a folder; nothing else changes.
+
+    QEMU is this machine's if it is 10.2 or newer and has the generic vhost-user device, else
+    Debian's newest; the kernel is Debian's for clouds. Both come from the Debian mirror that
+    this machine's apt uses, checked against its keys. About 80 MB are fetched. Run again, it
+    goes on where it stopped, and does nothing if all is there.
+    """
+    from hostzero.vm.prepared import default_cache
+    from hostzero.vm.progress import open_progress
+    from hostzero.vm.setup import disk_use, setup
+
+    _check_json(json_path)
+    with open_progress() as progress:
+        ready = setup(cache or default_cache(), progress, mirror=mirror, qemu=qemu, fresh=fresh)
+
+    def show(console: Console) -> None:
+        console.print(f"QEMU    {ready.qemu.version}", highlight=False)
+        console.print(f"kernel  {ready.kernel_release}", highlight=False)
+        console.print(
+            f"folder  {ready.cache}, {disk_use(ready.cache) / 1e6:.0f} MB", highlight=False, soft_wrap=True
+        )
+
+    _output(ready.to_document(), json_path, show)
+
+
+@command.command(name="run")
+@_cache
+@click.option("--accel", type=click.Choice(["auto", "kvm", "tcg"]), default="auto", show_default=True)
+@click.option("--memory", metavar="SIZE", default="3G", show_default=True, help="The guest's memory.")
+@click.option(
+    "--features", metavar="LIST", help="What the device offers, as in 'hostzero device --features'."
+)
+@_json
+def run_command(
+    *, cache: Path | None, accel: str, memory: str, features: str | None, json_path: Path | None
+) -> None:
+    """Boot a guest with hostzero's device and show what happens.
+
+    The guest writes and frees 512 MiB, its balloon is inflated to 1 GiB and deflated, and after
+    each phase the table says how much of its memory the host has backed. 'auto' takes KVM where
+    a guest boots with it, else software emulation. Ctrl-C ends all of it.
+    """
+    from hostzero.units import parse_size
+    from hostzero.vm.accel import choose
+    from hostzero.vm.demo import MEMORY_MIN, run_demo
+    from hostzero.vm.demo_view import open_view, print_run
+    from hostzero.vm.prepared import default_cache, load
+    from hostzero.vm.progress import open_progress
+
+    _check_json(json_path)
+    size = parse_size(memory)
+    if size < MEMORY_MIN or size % (2 << 20):
+        raise UsageError(f"--memory {memory}: at least {format_size(MEMORY_MIN)}, and a multiple of 2M")
+    ready = load(cache or default_cache())
+    with open_progress() as progress:
+        chosen = choose(ready, accel, progress)
+    from hostzero.render import open_console
+
+    with open_view(open_console(to_stderr=True)) as view:
+        run = run_demo(ready, chosen, view, memory=size, features=features)
+    _output(run.to_document(), json_path, lambda console: print_run(run, console))
+    if chosen.why and accel == "auto":
+        click.echo(f"without KVM: {chosen.why}", err=True)
+
+
+def _check_json(path: Path | None) -> None:
+    if path is not None and path != _STDOUT:
+        check_output("--json", path)
+
+
+def _output(document: Mapping[str, Any], json_path: Path | None, show: Callable[[Console], None]) -> None:
+    if json_path == _STDOUT:
+        click.echo(to_json(document), nl=False)
+    elif json_path is not None:
+        write_atomically(json_path, to_json(document).encode())
+    # With the document on standard output, the rest goes where it does not mix with it.
+    from hostzero.render import open_console
+
+    show(open_console(to_stderr=json_path == _STDOUT))

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The feature bits that a device offers, as the guest reads them from the device's registers.
+
+sysfs shows only the features that a driver took. The offer stands in ``device_feature`` of the
+common configuration (virtio 1.3, 4.1.4.3), 32 bits at a time, chosen by writing
+``device_feature_select``. The guest reads it through /dev/mem, which needs ``iomem=relaxed``
+on its kernel's command line, because a driver has claimed the registers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from hostzero.errors import VmError
+from hostzero.vm.guest import Guest
+
+FEATURE_WORDS: Final = 2
+_CAPABILITY_POINTER: Final = 0x34
+_VENDOR_SPECIFIC: Final = 0x09
+_COMMON: Final = 1  # VIRTIO_PCI_CAP_COMMON_CFG
+_CAPABILITY: Final = 16  # bytes of struct virtio_pci_cap
+_SELECT: Final = 0
+_VALUE: Final = 4
+
+
+def parse_bytes(dump: str) -> bytes:
+    """Return the bytes of ``od -An -v -tx1`` output."""
+    return bytes.fromhex("".join(dump.split()))
+
+
+def common_configuration(config: bytes) -> tuple[int, int]:
+    """Return BAR number and offset of the common configuration, from a PCI configuration space.
+
+    Raises:
+        VmError: there is none, or the list of capabilities has no end.
+    """
+    at = config[_CAPABILITY_POINTER] & ~3
+    for _ in range(len(config) // 4):
+        if at == 0 or at + _CAPABILITY > len(config):
+            break
+        if config[at] == _VENDOR_SPECIFIC and config[at + 3] == _COMMON:
+            return config[at + 4], int.from_bytes(config[at + 8 : at + 12], "little")
+        at = config[at + 1] & ~3
+    raise VmError("the device has no common configuration: it is no modern virtio device")
+
+
+def bar_address(resources: str, bar: int) -> int:
+    """Return where a BAR lies, from what sysfs has in ``resource``.
+
+    Raises:
+        VmError: the BAR is not there.
+    """
+    lines = resources.strip().splitlines()
+    start = int(lines[bar].split()[0], 16) if bar < len(lines) else 0
+    if start == 0:
+        raise VmError(f"BAR {bar} has no address")
+    return start
+
+
+def offered_features(guest: Guest, slot: int) -> set[int]:
+    """Return the feature bits that the device in a PCI slot offers.
+
+    Raises:
+        VmError: the guest cannot read the registers (was it booted with ``iomem=relaxed``?).
+    """
+    folder = f"/sys/bus/pci/devices/0000:00:{slot:02x}.0"
+    config = parse_bytes(guest.agent.read(f"od -An -v -tx1 {folder}/config"))
+    bar, offset = common_configuration(config)
+    base = bar_address(guest.agent.read(f"cat {folder}/resource"), bar) + offset
+
+    def word(number: int) -> int:
+        command = f"devmem {base + _SELECT:#x} 32 {number} && devmem {base + _VALUE:#x} 32"
+        return int(guest.agent.read(command).strip(), 16)
+
+    return bits(word)
+
+
+def bits(word: Callable[[int], int]) -> set[int]:
+    """Return the numbers of the bits that are set; `word` returns 32 of them at a time."""
+    found = set()
+    for number in range(FEATURE_WORDS):
+        value = word(number)
+        found |= {32 * number + bit for bit in range(32) if value >> bit & 1}
+    return found
