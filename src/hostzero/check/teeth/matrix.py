@@ -167,6 +167,10 @@ def run_matrix(options: MatrixOptions, progress: ProgressOfMatrix) -> Matrix:
         if not unchanged.good:
             return Matrix(options, unchanged, ())
         outcomes = []
+        # Here and not in the threads, which would all do it at once; and Python 3.11 fails now and then
+        # when two threads parse ("AST constructor recursion depth mismatch").
+        for registered in SEARCHES.values():
+            reach(base / PACKAGE, registered.module)
         tries = [partial(_search, children, options, base, mutant) for mutant in mutants]
         with closing(in_parallel(children, options, tries)) as results:
             for outcome in results:
