@@ -18,7 +18,7 @@ COMPILED := $(wildcard tests/mm/test_*.py tests/check/small/test_*.py tests/test
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help bench test lint types tests tests-uncompiled series mutants coverage clean
+.PHONY: help bench test test-vm lint types tests tests-uncompiled series mutants coverage clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,10 @@ ifneq ($(COMPILED),)
 	@echo "the compiled rooms once more, as plain Python (NUMBA_DISABLE_JIT=1)"
 	@NUMBA_DISABLE_JIT=1 $(BIN)/python -m pytest -q -m "not compiled_only" $(COMPILED)
 endif
+
+test-vm: $(VENV)/.dev ## the device on real virtual machines: prepares QEMU and a guest below the user's cache first
+	@$(BIN)/hostzero vm setup
+	@$(BIN)/python -m pytest -q tests_vm
 
 series: $(VENV)/.dev ## take each patch's behaviour out and watch its tests fail (one patch: make series SERIES="--patch 25")
 	@$(BIN)/python -m tests.take_out $(SERIES)
