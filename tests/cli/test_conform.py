@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -110,3 +111,10 @@ def test_the_list_needs_no_target(capsys: pytest.CaptureFixture[str]) -> None:
 def test_wrong_arguments_are_2(arguments: list[str], why: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["conform", *arguments]) == 2
     assert f"hostzero conform: error: {why}" in capsys.readouterr().err
+
+
+def test_a_run_leaves_the_log_as_it_was() -> None:
+    log = logging.getLogger("hostzero")
+    before = log.level
+    assert run(["conform", "in-process", "--case", "bit6-"]) == 0
+    assert log.level == before

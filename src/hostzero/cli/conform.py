@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -13,6 +14,8 @@ from hostzero.document import check_output, to_json, write_atomically
 from hostzero.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from hostzero.conform.result import Report
 
 _STDOUT: Final = Path("-")
@@ -87,10 +90,9 @@ def command(
     from hostzero.conform.show import print_report
     from hostzero.conform.targets import open_target
 
-    # A device in this process logs each hostile request, and that is what it is given.
-    logging.getLogger("hostzero").setLevel(logging.DEBUG if verbose else logging.CRITICAL)
     device = open_target(target, control=control_path, backing=backing)
-    with open_progress(len(cases)) as progress:
+    # A device in this process logs each hostile request, and that is what it is given.
+    with _log_level(logging.DEBUG if verbose else logging.CRITICAL), open_progress(len(cases)) as progress:
         report = run_suite(device, cases, known=known, strict=strict, progress=progress)
     _save(report, json_path, junit_path)
     rerun = ["hostzero", "conform", target]
@@ -99,6 +101,17 @@ def command(
     print_report(report, open_console(to_stderr=json_path == _STDOUT), rerun, verbose=verbose)
     if not report.ok:
         raise click.exceptions.Exit(1)
+
+
+@contextmanager
+def _log_level(level: int) -> Iterator[None]:
+    log = logging.getLogger("hostzero")
+    before = log.level
+    log.setLevel(level)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def _save(report: Report, json_path: Path | None, junit_path: Path | None) -> None:
