@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What every test shares: the Hypothesis profiles.
+"""What every test shares: the Hypothesis profiles, and Ctrl-C for the programs that tests start.
 
 ``tests`` is derandomized, so that one commit gives one result; ``uncompiled`` is the
 same with few examples, for runs with NUMBA_DISABLE_JIT=1, where the allocator is 40
@@ -10,6 +10,7 @@ to 500 times slower; ``explore`` draws new examples each time, for looking for t
 from __future__ import annotations
 
 import os
+import signal
 
 from hypothesis import HealthCheck, settings
 
@@ -25,3 +26,6 @@ settings.register_profile(
 
 _compiler_off = os.environ.get("NUMBA_DISABLE_JIT", "0") not in {"", "0"}
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("uncompiled" if _compiler_off else "tests"))
+
+# A shell without job control starts background jobs with SIGINT ignored, and their children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
