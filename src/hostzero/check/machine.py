@@ -54,6 +54,7 @@ SPECIALS: Final[tuple[dict[str, Any], ...]] = (
     {"thp": "never", "anon_orders": (), "debug_vm": True},
     {"init_on_alloc": True, "page_poisoning": False},
     {"features": 0, "backing": "memfd", "cma": True, "two_nodes": False},
+    {"gigantic": True, "mib": 16, "init_on_alloc": False, "init_on_free": False},
 )
 """What guests that run uncompiled have in turn; everything else of them is drawn."""
 EXAMPLES: Final = 200 if COMPILER_ON else 30

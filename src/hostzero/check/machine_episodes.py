@@ -61,6 +61,9 @@ _DROP: Final[tuple[_Move, ...]] = (
     ("thin_out", ANY, ANY),
     ("exit_and_spawn", ANY),
 )
+# Memory that is whole, or what the episode before has left of it.
+_START: Final[tuple[_Move, ...]] = (("settle",), ("settle",), ("drain",), ("exit_and_spawn", ANY))
+START: Final[_Move] = ("start",)
 LOOK: Final[_Move] = ("look",)
 DROP: Final[_Move] = ("drop",)
 _HOST: Final[tuple[_Move, ...]] = (
@@ -71,14 +74,40 @@ _HOST: Final[tuple[_Move, ...]] = (
     ("inhibit", ANY),
 )
 HOST: Final[_Move] = ("host",)
-GROUPS: Final = {"host": _HOST, "between": _BETWEEN, "look": _LOOK, "drop": _DROP}
+GROUPS: Final = {"start": _START, "host": _HOST, "between": _BETWEEN, "look": _LOOK, "drop": _DROP}
 
 _ALL: Final[tuple[tuple[_Move, ...], ...]] = (
     # what a process has: pages and huge pages, at any address
     (("mmap", ANY, (2, 3, 4, 5), 1), DROP, BETWEEN, ("mmap", ANY, ANY, (2, 3)), LOOK),
     (("flush", 0), ("mmap", ANY, (3, 4, 5), ANY), ("fill", ANY, ANY, ANY, ANY), DROP, ("mmap", ANY, ANY, 2)),
     (("mmap", ANY, ANY, 3), LOOK, LOOK, DROP, LOOK),
-    (("flush", 0), ("mmap", ANY, (4, 5), 2), DROP, BETWEEN, ("mmap", ANY, (4, 5), (2, 3)), LOOK),
+    (("flush", 0), ("mmap", ANY, (4, 5), 2), DROP, BETWEEN, ("mmap", ANY, (4, 5), (3, 4)), LOOK),
+    # huge pages of memory that is whole
+    (START, ("mmap", ANY, (4, 5), ANY), LOOK, DROP, BETWEEN, ("mmap", ANY, (4, 5), (2, 3, 4)), LOOK),
+    # nearly all memory in small pages, some of them gone again, and larger blocks wanted
+    (
+        START,
+        ("kernel_block", (0, 1, 2, 3), ANY, ANY, ANY, ANY),
+        ("flush", ANY),
+        ("crowd", ANY, ANY, ANY),
+        ("thin_out", ANY, ANY),
+        ("kernel_block", 0, ANY, ANY, ANY, 0),
+        ("kernel_block", (1, 2, 3, 4), ANY, ANY, ANY, 0),
+        ("kernel_block", (1, 2, 3, 4, 5), ANY, ANY, ANY, ANY),
+        LOOK,
+    ),
+    # no larger block is left, and of what comes back as zero only a part is wanted
+    (
+        START,
+        ("crowd", ANY, ANY, ANY),
+        ("thin_out", ANY, ANY),
+        ("exhaust", (2, 3, 4), ANY, ANY, ANY),
+        ("free_kernel_block", ANY, 1),
+        ("drain",),
+        ("kernel_block", (0, 1, 2), 0, ANY, ANY, (4, 5)),
+        ("exhaust", (1, 2, 3), ANY, ANY, ANY),
+        ("free_kernel_block", ANY, ANY),
+    ),
     # out to the swap area and back
     (
         ("needs", "swap_pages"),
@@ -101,6 +130,7 @@ _ALL: Final[tuple[tuple[_Move, ...], ...]] = (
     ),
     # huge pages: of the pool, beyond it, reserved, of a file
     (
+        START,
         ("resize_pool", (1, 2), ANY),
         ("mmap_huge", ANY, ANY, ANY, ANY, ANY),
         ("fill", ANY, ANY, 4, ANY),
@@ -111,6 +141,7 @@ _ALL: Final[tuple[tuple[_Move, ...], ...]] = (
         LOOK,
     ),
     (
+        START,
         ("resize_pool", 0, (1, 2, 3)),
         ("mmap_huge", ANY, ANY, ANY, ANY, ANY),
         ("populate", ANY, ANY, ANY),
@@ -121,6 +152,7 @@ _ALL: Final[tuple[tuple[_Move, ...], ...]] = (
         LOOK,
     ),
     (
+        START,
         ("resize_pool", (0, 1, 2), (1, 2, 3)),
         ("create_file", ANY),
         ("use_file", ANY, (0, 2), ANY, ANY),
@@ -133,7 +165,8 @@ _ALL: Final[tuple[tuple[_Move, ...], ...]] = (
     ),
     (
         ("needs", "gigantic"),
-        ("resize_gigantic_pool", ANY, 1),
+        START,
+        ("resize_gigantic_pool", (0, 0, 1), 1),
         ("mmap_huge", ANY, 0, (0, 1), 1, 5),
         LOOK,
         ("fill", ANY, ANY, 4, ANY),

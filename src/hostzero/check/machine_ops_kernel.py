@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 WISHES = (0, GFP_ZERO, GFP_COMP, GFP_ZERO | GFP_COMP)
 MOST_KEPT = 12
+MOST_TAKEN = 64
 KEEP, FREE, NOLOCK, NOLOCK_PCP, ZEROED, PUT_ZEROED, SHARED, PRIVATE, NOLOCK_ZEROED, FLAGGED = range(10)
 
 
@@ -81,6 +82,21 @@ def kernel_block(world: World, order: int, movable: int, wish: int, node: int, f
             world.use_flags(pfn, order)
             world.leave_flags(pfn, order)
         mm.free_pages(pfn, order, cpu=cpu)
+
+
+@operation(order=4, movable=1, wish=3, node=1)
+def exhaust(world: World, order: int, movable: int, wish: int, node: int) -> None:
+    """The kernel takes and keeps blocks of one order until there are none: the last is compacted for."""
+    flags = WISHES[wish % 4]
+    gfp = (GFP_HIGHUSER_MOVABLE if movable % 2 else GFP_KERNEL) | GFP_NORETRY | flags
+    world.unasked = not flags & GFP_ZERO
+    while len(world.blocks) < MOST_TAKEN:
+        try:
+            pfn = world.mm.alloc_pages(gfp, order, cpu=world.nr_cpus - 1, node=node % world.nr_nodes)
+        except OutOfMemory:
+            return
+        world.taken(pfn, order, zeroed=bool(flags & GFP_ZERO), fill=0x77)
+        world.blocks.append((pfn, order, 0x77))
 
 
 @operation(when=lambda world: bool(world.blocks), which=MOST_KEPT - 1, zeroed=1)

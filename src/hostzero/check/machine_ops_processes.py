@@ -29,8 +29,11 @@ SIZES = (1, 3, 17, 64, 512, 1100)
 BYTES = (0x11, 0, 7, 0xFF)
 ADVICE = (MADV_PAGEOUT, MADV_PAGEOUT, MADV_HUGEPAGE, MADV_NOHUGEPAGE)
 POLICIES = (MPOL_DEFAULT, MPOL_PREFERRED, MPOL_BIND, MPOL_INTERLEAVE)
+HUGE = 4
 GAPS = (2, 3, 8)
-THINNED = 512
+THINNED = 2048
+LEFT = (4, 16, 64, 300)
+MOST_AREAS = 24
 LIMITS = (None, 0, 5, 600)
 
 
@@ -40,9 +43,9 @@ def fill_pages(user: User, area: Area, first: int, end: int, byte: int) -> None:
         area.content[first - area.start : end - area.start] = byte
 
 
-@operation(weight=4, user=1, size=len(SIZES) - 1, then=3)
+@operation(weight=4, user=1, size=len(SIZES) - 1, then=4)
 def mmap(world: World, user: int, size: int, then: int) -> None:
-    """Map memory, at address 0 too, and perhaps write it or fault it in."""
+    """Map memory, at address 0 too, and perhaps write it or fault it in, in huge pages if there are any."""
     owner, pages = world.users[user % 2], SIZES[size % len(SIZES)]
     if sum(area.end - area.start for _, area in areas(world)) + pages > world.pages * 3 // 4:
         return
@@ -54,7 +57,36 @@ def mmap(world: World, user: int, size: int, then: int) -> None:
         fill_pages(owner, area, start, start + pages, 0x11)
     elif then > 1:
         world.untouched = True
+        if then == HUGE:
+            owner.process.madvise(*span(start, start + pages), MADV_HUGEPAGE)
         tolerate(lambda: owner.process.madvise(*span(start, start + pages), MADV_POPULATE_WRITE))
+
+
+@operation(user=1, left=len(LEFT) - 1, write=1)
+def crowd(world: World, user: int, left: int, write: int) -> None:
+    """Map nearly all memory that is free, in small pages: what comes next has to look for it."""
+    owner = world.users[user % 2]
+    pages = world.mm.vm_stats().free_pages - LEFT[left % len(LEFT)]
+    if pages < 1 or len(areas(world)) >= MOST_AREAS:
+        return
+    start = owner.process.mmap(pages * PAGE_SIZE) // PAGE_SIZE
+    area = Area(start, start + pages, np.zeros(pages, dtype=np.uint8))
+    owner.areas.append(area)
+    owner.process.madvise(*span(start, start + pages), MADV_NOHUGEPAGE)
+    if write % 2:
+        fill_pages(owner, area, start, start + pages, 0x11)
+    else:
+        world.untouched = True
+        tolerate(lambda: owner.process.madvise(*span(start, start + pages), MADV_POPULATE_WRITE))
+
+
+@operation(isolates=True)
+def settle(world: World) -> None:
+    """Everybody gives everything back: memory is whole again, and full of what they wrote."""
+    world.give_everything_back()
+    world.balloon(0)
+    for user in world.users:
+        world.enter(user)
 
 
 @operation(when=anything_mapped, which=7, at=1023, length=5, byte=len(BYTES) - 1)
@@ -108,7 +140,7 @@ def dontneed(world: World, which: int, at: int, length: int) -> None:
     if not (chosen := some_pages(world, which, at, length)):
         return
     user, area, first, end = chosen
-    world.with_room(lambda: user.process.madvise(*span(first, end), MADV_DONTNEED))
+    world.with_room(lambda: user.process.madvise(*span(first, end), MADV_DONTNEED), user)
     if not area.shared:
         user.lost -= set(range(first, end))
         area.content[first - area.start : end - area.start] = 0
@@ -123,7 +155,7 @@ def thin_out(world: World, which: int, gap: int) -> None:
     user, area = chosen[which % len(chosen)]
     for page in range(area.start, min(area.end, area.start + THINNED), GAPS[gap % len(GAPS)]):
         advice = functools.partial(user.process.madvise, *span(page, page + 1), MADV_DONTNEED)
-        world.with_room(advice)
+        world.with_room(advice, user)
         user.lost.discard(page)
         area.content[page - area.start] = 0
 
@@ -157,9 +189,5 @@ def limit(world: World, pages: int) -> None:
 @operation(user=1)
 def exit_and_spawn(world: World, user: int) -> None:
     """End a process and start another in its place."""
-    old = world.users[user % 2]
-    world.leave(old)
-    cpu, node = world.nr_cpus - 1, user % world.nr_nodes
-    old.process = world.with_room(lambda: world.mm.spawn(cpu=cpu, node=node))
-    if user % 2:
-        old.process.memcg = world.cgroup
+    world.leave(world.users[user % 2])
+    world.enter(world.users[user % 2])

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final, Self, TypeVar
 
 import numpy as np
@@ -96,18 +97,42 @@ class World:
 
     # What users must read.
 
-    def with_room(self, call: Callable[[], T]) -> T:
-        """Make a call that may need a page for a table; if there is none, others give theirs back."""
-        try:
-            return call()
-        except OutOfMemory:
-            self.give_runs_back(len(self.runs) + len(self.cma))
-            self.balloon(0)
-            return call()
+    def with_room(self, call: Callable[[], T], user: User | None = None) -> T:
+        """Make a call that may need a page for a table; if there is none, others give theirs back.
+
+        Args:
+            call: what is done; it can be done again after it has failed.
+            user: the process that does it, which keeps what it has.
+        """
+        for give in (self.give_to_tables, self.give_blocks_back, partial(self.end_other, user)):
+            try:
+                return call()
+            except OutOfMemory:
+                give()
+        return call()
+
+    def give_to_tables(self) -> None:
+        """Free the runs and empty the balloon."""
+        self.give_runs_back(len(self.runs) + len(self.cma))
+        self.balloon(0)
+
+    def give_blocks_back(self) -> None:
+        """Free every block of the kernel."""
+        for pfn, order, _ in self.blocks:
+            self.leave_flags(pfn, order)
+            self.mm.free_pages(Pfn(pfn), order)
+        self.blocks.clear()
+
+    def end_other(self, user: User | None) -> None:
+        """End the processes but one, and start others in their places."""
+        for other in self.users:
+            if other is not user and other.areas:
+                self.leave(other)
+                self.enter(other)
 
     def unmap(self, user: User, area: Area, first: int, end: int) -> None:
         """Unmap pages of an area and cut the area."""
-        self.with_room(lambda: user.process.munmap(first * PAGE_SIZE, (end - first) * PAGE_SIZE))
+        self.with_room(lambda: user.process.munmap(first * PAGE_SIZE, (end - first) * PAGE_SIZE), user)
         user.lost -= set(range(first, end))
         user.areas.remove(area)
         for low, high in ((area.start, first), (end, area.end)):
@@ -119,6 +144,13 @@ class World:
         user.process.exit()
         user.areas.clear()
         user.lost.clear()
+
+    def enter(self, user: User) -> None:
+        """Start a process in the place of one that has ended."""
+        cpu, node = self.nr_cpus - 1, user.number % self.nr_nodes
+        user.process = self.with_room(lambda: self.mm.spawn(cpu=cpu, node=node), user)
+        if user.number:
+            user.process.memcg = self.cgroup
 
     # Other owners.
 
@@ -397,7 +429,21 @@ class World:
         if usage * PAGE_SIZE != self.mm.memcg.usage_bytes(self.cgroup):
             found("rot", "a cgroup's usage is not what its pages are charged with")
 
-    # The end.
+    # The end, of everybody or of everything.
+
+    def give_everything_back(self) -> None:
+        """Have everybody give everything back, as far as that is theirs to do; the guest goes on."""
+        self.mm.memcg.set_max(self.cgroup, None)
+        for user in self.users:
+            self.leave(user)
+        for file in self.files:
+            file.file.close()
+        self.files.clear()
+        self.give_blocks_back()
+        self.give_runs_back(len(self.runs) + len(self.cma))
+        for order in (9, GIGANTIC) if self.mm.config.gigantic_order else (9,):
+            self.mm.hugetlb.set_nr_overcommit(0, order)
+            self.mm.hugetlb.set_nr_hugepages(0, order)
 
     def close(self) -> None:
         """Have everybody give everything back, and see that nothing is missing.
@@ -411,20 +457,7 @@ class World:
         self.host.silent = 0
         self.host.reorder = False
         self.isolates = True
-        self.mm.memcg.set_max(self.cgroup, None)
-        for user in self.users:
-            self.leave(user)
-        for file in self.files:
-            file.file.close()
-        self.files.clear()
-        for pfn, order, _ in self.blocks:
-            self.leave_flags(pfn, order)
-            self.mm.free_pages(Pfn(pfn), order)
-        self.blocks.clear()
-        self.give_runs_back(len(self.runs) + len(self.cma))
-        for order in (9, GIGANTIC) if self.mm.config.gigantic_order else (9,):
-            self.mm.hugetlb.set_nr_overcommit(0, order)
-            self.mm.hugetlb.set_nr_hugepages(0, order)
+        self.give_everything_back()
         self.plug(self.setup["features"])
         for pfn in list(self.broken):
             self.mm.memory_failure.unpoison_memory(pfn)
