@@ -3,8 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -17,6 +22,15 @@ from hostzero.device import BalloonDevice, DeviceConfig
 from hostzero.device.config import IMPLEMENTED
 from hostzero.ram import GuestMemory
 from hostzero.virtio.features import Feature
+from tests.conform.stand_in_qemu import script
+
+# A shell without job control starts background jobs with SIGINT ignored, and children inherit that.
+PROGRAM = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from hostzero.cli.main import main
+main()
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -99,7 +113,9 @@ def test_the_list_needs_no_target(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        ([], "TARGET is missing"),
+        ([], "TARGET or --qemu PATH is missing"),
+        (["--qemu", "no-such-qemu"], "--qemu no-such-qemu: there is no such program"),
+        (["in-process", "--qemu-arg=-S"], "--qemu-arg is for --qemu PATH"),
         (["nowhere.sock"], "nowhere.sock: is no socket"),
         (["in-process", "--case", "bit9"], "--case bit9: there is no such case"),
         (["in-process", "--known", "none.toml"], "--known none.toml: No such file"),
@@ -111,6 +127,53 @@ def test_the_list_needs_no_target(capsys: pytest.CaptureFixture[str]) -> None:
 def test_wrong_arguments_are_2(arguments: list[str], why: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["conform", *arguments]) == 2
     assert f"hostzero conform: error: {why}" in capsys.readouterr().err
+
+
+def test_a_qemu_is_judged_and_the_line_to_run_a_case_alone_has_all_of_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = str(script(tmp_path, "die"))
+    arguments = ["conform", "--qemu", program, "--qemu-arg=-name", "--qemu-arg=a b", "--case", "inflate-one"]
+    assert run(arguments) == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"qemu:{program}: device virtio-balloon-pci of QEMU emulator" in shown
+    assert "arguments -name a b" in shown
+    assert "QEMU ended" in shown
+    alone = f"hostzero conform --qemu {program} --qemu-arg=-name '--qemu-arg=a b' --case inflate-one"
+    assert f"alone: {alone}" in shown
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_run_and_qemu(tmp_path: Path, number: int, status: int) -> None:
+    program = script(tmp_path, "hang")
+    command = [sys.executable, "-c", PROGRAM, "conform", "--qemu", str(program), "--case", "inflate-one"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 30
+        while not (started := running(str(tmp_path))):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(number)
+        assert process.wait(20) == status
+        while left := [each for each in started if Path(f"/proc/{each}").exists()]:
+            assert time.monotonic() < deadline, left
+            time.sleep(0.02)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def running(name: str) -> list[int]:
+    """The stand-ins for QEMU of one test: the script, and the process that it has started."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with contextlib.suppress(OSError):
+                line = (folder / "cmdline").read_bytes().decode(errors="replace")
+                if name in line and "-qtest" in line:
+                    found.append(int(folder.name))
+    return found
 
 
 def test_a_run_leaves_the_log_as_it_was() -> None:

@@ -7,9 +7,11 @@ import pytest
 
 from hostzero.conform.known import apply_known, load_known
 from hostzero.conform.result import Outcome
+from hostzero.conform.suite import all_cases
 from hostzero.errors import UsageError
 from tests.conform.results import ABSENT, FAILED, MISSED, PASSED
 
+ROOT = Path(__file__).resolve().parents[2]
 IDS = {result.case.id for result in (PASSED, FAILED, MISSED, ABSENT)}
 
 
@@ -68,3 +70,8 @@ def test_an_entry_whose_case_passes_or_is_none_is_stale() -> None:
 def test_an_entry_whose_case_did_not_run_or_says_nothing_is_neither() -> None:
     _, stale = apply_known([ABSENT], {"stats-none": "why", "inflate-bad": "why"}, IDS)
     assert stale == {}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "known").glob("*.toml")), ids=lambda path: path.stem)
+def test_the_lists_in_docs_name_cases_that_there_are(path: Path) -> None:
+    assert set(load_known(path)) <= {case.id for case in all_cases()}

@@ -69,9 +69,23 @@ def test_a_broken_used_ring_fails_the_case(ram: GuestRam) -> None:
 def test_a_raw_ring_sees_entries_and_an_index_that_jumps(ram: GuestRam) -> None:
     ring = RawRing(QueueRole.INFLATE, 0, ram.memory, ram.ring(8), lambda: None)
     device = MockDevice(ram.memory, ring.layout)
+    ring.guest.offer(3)
     device.give_back((3, 7))
     assert ring.look() == [(3, 7)]
     assert ring.look() == [(3, 7)]
-    device.set_used_idx(11)
+    assert not ring.overrun
+    device.set_used_idx(2)
     assert ring.look() == [(3, 7)]
+    assert ring.overrun
+
+
+def test_a_raw_ring_lets_a_device_follow_an_index_that_jumps(ram: GuestRam) -> None:
+    ring = RawRing(QueueRole.INFLATE, 0, ram.memory, ram.ring(8), lambda: None)
+    device = MockDevice(ram.memory, ring.layout)
+    ring.guest.set_avail_idx(9)
+    device.give_back(*[(0, 0)] * 9)
+    assert len(ring.look()) == 9
+    assert not ring.overrun
+    device.give_back((0, 0))
+    ring.look()
     assert ring.overrun

@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import logging
+import signal
+import sys
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -11,7 +14,6 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from hostzero.document import check_output, to_json, write_atomically
-from hostzero.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,6 +42,14 @@ _PATH: Final = click.Path(path_type=Path)
 @click.option(
     "--control", "control_path", type=_PATH, metavar="SOCKET", help="The control socket of a hostzero device."
 )
+@click.option("--qemu", metavar="PATH", help="Judge the virtio-balloon-pci of this QEMU; no TARGET then.")
+@click.option(
+    "--qemu-arg",
+    "qemu_arguments",
+    multiple=True,
+    metavar="ARG",
+    help="One more argument for that QEMU; may be given more than once.",
+)
 @click.option("--strict", is_flag=True, help="Fail where a SHOULD is missed, too.")
 @click.option(
     "--backing", default="memfd", metavar="NAME", help="What guest memory is made of.  [default: memfd]"
@@ -54,6 +64,8 @@ def command(
     junit_path: Path | None,
     known_path: Path | None,
     control_path: Path | None,
+    qemu: str | None,
+    qemu_arguments: tuple[str, ...],
     strict: bool,
     backing: str,
     verbose: bool,
@@ -62,6 +74,8 @@ def command(
 
     TARGET is a vhost-user socket, as in unix:/run/balloon.sock or the path alone: hostzero is the
     front end, and owns the guest memory. Or it is "in-process": the device core of hostzero itself.
+    With --qemu instead it is QEMU's own balloon, driven over qtest and real PCI registers in a QEMU
+    without a guest.
 
     Every case gets a fresh device and memory of its own. A case that fails shows the clause, what
     was sent, what came back, and how to run it alone.
@@ -83,24 +97,47 @@ def command(
         if path is not None and path != _STDOUT:
             check_output(option, path)
     known = {} if known_path is None else load_known(known_path)
-    if target is None:
-        raise UsageError("TARGET is missing: what is to be judged? --help names the kinds")
     from hostzero.conform.progress import open_progress
     from hostzero.conform.run import run_suite
     from hostzero.conform.show import print_report
     from hostzero.conform.targets import open_target
 
-    device = open_target(target, control=control_path, backing=backing)
+    device = open_target(
+        target, control=control_path, backing=backing, qemu=qemu, qemu_arguments=qemu_arguments
+    )
     # A device in this process logs each hostile request, and that is what it is given.
-    with _log_level(logging.DEBUG if verbose else logging.CRITICAL), open_progress(len(cases)) as progress:
+    with (
+        _terminable(),
+        _log_level(logging.DEBUG if verbose else logging.CRITICAL),
+        open_progress(len(cases)) as progress,
+    ):
         report = run_suite(device, cases, known=known, strict=strict, progress=progress)
     _save(report, json_path, junit_path)
-    rerun = ["hostzero", "conform", target]
+    rerun = ["hostzero", "conform", *([] if target is None else [target])]
+    rerun += [] if qemu is None else ["--qemu", qemu]
+    rerun += [f"--qemu-arg={argument}" for argument in qemu_arguments]
     rerun += [] if control_path is None else ["--control", str(control_path)]
     rerun += [] if backing == "memfd" else ["--backing", backing]
     print_report(report, open_console(to_stderr=json_path == _STDOUT), rerun, verbose=verbose)
     if not report.ok:
         raise click.exceptions.Exit(1)
+
+
+# SIGTERM leaves by way of every `finally`, so that no QEMU stays behind.
+@contextmanager
+def _terminable() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminated(number: int, _frame: object) -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -316,10 +316,11 @@ class Rig(Bringup):
         self.judge.safe(self.connection.alive(), "the device went away")
         for ring in rings:
             back = ring.look()
-            self.judge.transcript.came(f"{ring.role.value}: used entries {back or 'none'}")
+            shown = f"{back[:8]}{'...' if len(back) > 8 else ''}" if back else "none"
+            self.judge.transcript.came(f"{ring.role.value}: {len(back)} used entries {shown}")
             self.judge.must(
                 not ring.overrun,
-                f"the used index of the {ring.role.value} queue moved by more than its ring holds",
+                f"the used index of the {ring.role.value} queue went past the available index",
                 "2.7.8",
             )
         returned = sum(len(ring.returned) for ring in rings)

@@ -110,7 +110,7 @@ class RawRing:
         guest: writes the fields.
         interrupts: used buffer notifications so far.
         returned: (id, length) of every used entry seen so far.
-        overrun: whether the used index moved by more than the ring holds.
+        overrun: whether the used index went past the available index.
     """
 
     def __init__(
@@ -139,9 +139,16 @@ class RawRing:
         self._notify()
 
     def look(self) -> list[tuple[int, int]]:
-        """Return every used entry so far."""
-        ahead = (self.guest.used_idx - len(self.returned)) & 0xFFFF
-        self.overrun = self.overrun or ahead > self.layout.size
+        """Return every used entry so far.
+
+        Whoever makes more available than the ring holds may get as much back; of entries that were
+        written over the last ones are seen twice.
+        """
+        seen = len(self.returned)
+        ahead, offered = (
+            (index - seen) & 0xFFFF for index in (self.guest.used_idx, self.guest.published_idx)
+        )
+        self.overrun = self.overrun or ahead > offered
         if not self.overrun:
             self.returned += self.guest.returned()
         return self.returned

@@ -91,6 +91,11 @@ class MockGuest:
         _write16(self.memory, self.layout.avail + 4 + 2 * self.layout.size, value)
 
     @property
+    def published_idx(self) -> int:
+        """The available index as it stands in memory, whoever wrote it."""
+        return _read16(self.memory, self.layout.avail + 2)
+
+    @property
     def used_idx(self) -> int:
         """The used index as it stands in memory."""
         return _read16(self.memory, self.layout.used + 2)

@@ -13,15 +13,10 @@ from collections.abc import Callable
 from typing import Final
 
 from hostzero.errors import VmError
+from hostzero.virtio.pci import Common, Group, register_groups
 from hostzero.vm.guest import Guest
 
 FEATURE_WORDS: Final = 2
-_CAPABILITY_POINTER: Final = 0x34
-_VENDOR_SPECIFIC: Final = 0x09
-_COMMON: Final = 1  # VIRTIO_PCI_CAP_COMMON_CFG
-_CAPABILITY: Final = 16  # bytes of struct virtio_pci_cap
-_SELECT: Final = 0
-_VALUE: Final = 4
 
 
 def parse_bytes(dump: str) -> bytes:
@@ -33,16 +28,13 @@ def common_configuration(config: bytes) -> tuple[int, int]:
     """Return BAR number and offset of the common configuration, from a PCI configuration space.
 
     Raises:
-        VmError: there is none, or the list of capabilities has no end.
+        VmError: there is none.
     """
-    at = config[_CAPABILITY_POINTER] & ~3
-    for _ in range(len(config) // 4):
-        if at == 0 or at + _CAPABILITY > len(config):
-            break
-        if config[at] == _VENDOR_SPECIFIC and config[at + 3] == _COMMON:
-            return config[at + 4], int.from_bytes(config[at + 8 : at + 12], "little")
-        at = config[at + 1] & ~3
-    raise VmError("the device has no common configuration: it is no modern virtio device")
+    try:
+        registers = register_groups(config)[Group.COMMON]
+    except KeyError:
+        raise VmError("the device has no common configuration: it is no modern virtio device") from None
+    return registers.bar, registers.offset
 
 
 def bar_address(resources: str, bar: int) -> int:
@@ -70,7 +62,8 @@ def offered_features(guest: Guest, slot: int) -> set[int]:
     base = bar_address(guest.agent.read(f"cat {folder}/resource"), bar) + offset
 
     def word(number: int) -> int:
-        command = f"devmem {base + _SELECT:#x} 32 {number} && devmem {base + _VALUE:#x} 32"
+        select, value = base + Common.DEVICE_FEATURE_SELECT, base + Common.DEVICE_FEATURE
+        command = f"devmem {select:#x} 32 {number} && devmem {value:#x} 32"
         return int(guest.agent.read(command).strip(), 16)
 
     return bits(word)
