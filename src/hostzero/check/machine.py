@@ -43,10 +43,17 @@ SMALL: Final = (16, 8, 16, 8)
 """Sizes, in MiB, of guests that run uncompiled."""
 SPECIALS: Final[tuple[dict[str, Any], ...]] = (
     {"cma": True, "two_nodes": False, "mib": 8},
-    {"init_on_free": True, "dcache_aliasing": True, "page_poisoning": False},
+    {
+        "init_on_free": True,
+        "dcache_aliasing": True,
+        "page_poisoning": False,
+        "anon_orders": (2, 4, 8),
+        "swap_pages": 64,
+    },
     {"debug_vm": False, "init_on_alloc": False, "init_on_free": False, "page_poisoning": False},
     {"gigantic": True},
     {"swap_pages": 64, "thp": "never"},
+    {"swap_pages": 1024, "anon_orders": (2, 4, 8)},
     {"page_poisoning": True},
     {"features": 1, "anon_orders": (2, 4, 8), "confidential": False, "mib": 8},
     {"two_nodes": True, "nr_cpus": 2},

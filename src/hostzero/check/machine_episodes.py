@@ -114,8 +114,8 @@ _ALL: Final[tuple[tuple[_Move, ...], ...]] = (
         ("mmap", ANY, (1, 2, 3), 1),
         ("advise", ANY, 0, ANY, 0),
         BETWEEN,
-        ("touch", ANY, 0, ANY),
-        ("read", ANY, 0, ANY),
+        ("touch", ANY, (0, 1, 6), ANY),
+        ("read", ANY, (0, 2), ANY),
         DROP,
     ),
     # a cgroup at its limit
