@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from hostzero.check.machine_episodes import repertoire, steps_of
 from hostzero.check.machine_ops import Operation, guard, load_operations, perform
+from hostzero.check.machine_repertoire import repertoire, steps_of
 from hostzero.check.recording import Recording
 from hostzero.check.search import Findings, Limits, Progress
 from hostzero.check.shrink import shrink_arguments, shrink_steps

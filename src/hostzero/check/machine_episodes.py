@@ -1,42 +1,23 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a drawn number stands for: one operation, or an episode, which is the use of one kind of memory.
+"""Episodes: each is the use of one kind of memory, as operations in an order.
 
 Memory is of interest when it comes back: taken, written, given back, perhaps reported, taken again
 and looked at. Single operations in any order seldom do that to the same kind of memory before
 something else comes between. An episode is such a life, with everything in it left open that can
-be; any two episodes and any operation may follow each other. What comes out is plain steps, and a
-sequence of steps is all that is kept.
-
-Most guests do not do everything: each has a *repertoire*, a few episodes and the operations in them,
-drawn anew for each guest. What one guest never does cannot come between what it does all the time,
-and memory that is left alone by everybody else comes back to the same kind of use more often.
+be; any two episodes and any operation may follow each other (`machine_repertoire`).
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final
 
-if TYPE_CHECKING:
-    from hostzero.check.machine_ops import Operation
-    from hostzero.check.world import World
-
-_Move = tuple[Any, ...]
+Move = tuple[Any, ...]
 """An operation's name and what is known of its arguments: a number, numbers to choose from, or `ANY`."""
 
 ANY: Final = None
-HALF: Final = 2
-"""One move in so many is an episode."""
-FEW: Final = 3
-"""How many episodes a guest has that does not do everything."""
-PLACES: Final = frozenset({"user", "which", "at", "length", "node", "order"})
-"""Arguments that say where something is done; the same place is of more interest than another."""
-EVERYTHING: Final = 4
-"""One guest in so many does everything."""
 
 # What may happen between the two lives of a page, one of it or nothing.
-_BETWEEN: Final[tuple[_Move, ...]] = (
+_BETWEEN: Final[tuple[Move, ...]] = (
     ("flush", 0),
     ("flush", ANY),
     ("balloon", ANY),
@@ -47,14 +28,14 @@ _BETWEEN: Final[tuple[_Move, ...]] = (
     ("wait", ANY),
     ("evict_lines",),
 )
-BETWEEN: Final[_Move] = ("between",)
+BETWEEN: Final[Move] = ("between",)
 
-_LOOK: Final[tuple[_Move, ...]] = (
+_LOOK: Final[tuple[Move, ...]] = (
     ("populate", ANY, ANY, ANY),
     ("touch", ANY, ANY, ANY),
     ("read", ANY, ANY, ANY),
 )
-_DROP: Final[tuple[_Move, ...]] = (
+_DROP: Final[tuple[Move, ...]] = (
     ("munmap", ANY, 0, ANY),
     ("dontneed", ANY, 0, ANY),
     ("dontneed", ANY, ANY, ANY),
@@ -62,21 +43,21 @@ _DROP: Final[tuple[_Move, ...]] = (
     ("exit_and_spawn", ANY),
 )
 # Memory that is whole, or what the episode before has left of it.
-_START: Final[tuple[_Move, ...]] = (("settle",), ("settle",), ("drain",), ("exit_and_spawn", ANY))
-START: Final[_Move] = ("start",)
-LOOK: Final[_Move] = ("look",)
-DROP: Final[_Move] = ("drop",)
-_HOST: Final[tuple[_Move, ...]] = (
+_START: Final[tuple[Move, ...]] = (("settle",), ("settle",), ("drain",), ("exit_and_spawn", ANY))
+START: Final[Move] = ("start",)
+LOOK: Final[Move] = ("look",)
+DROP: Final[Move] = ("drop",)
+_HOST: Final[tuple[Move, ...]] = (
     ("host_fails", ANY, ANY, ANY),
     ("host_fails", 0, ANY, 0),
     ("host_lies", ANY, ANY, ANY),
     ("host_reorders",),
     ("inhibit", ANY),
 )
-HOST: Final[_Move] = ("host",)
+HOST: Final[Move] = ("host",)
 GROUPS: Final = {"start": _START, "host": _HOST, "between": _BETWEEN, "look": _LOOK, "drop": _DROP}
 
-_ALL: Final[tuple[tuple[_Move, ...], ...]] = (
+_ALL: Final[tuple[tuple[Move, ...], ...]] = (
     # what a process has: pages and huge pages, at any address
     (("mmap", ANY, (2, 3, 4, 5), 1), DROP, BETWEEN, ("mmap", ANY, ANY, (2, 3)), LOOK),
     (("flush", 0), ("mmap", ANY, (3, 4, 5), ANY), ("fill", ANY, ANY, ANY, ANY), DROP, ("mmap", ANY, ANY, 2)),
@@ -307,133 +288,3 @@ _ALL: Final[tuple[tuple[_Move, ...], ...]] = (
 EPISODES: Final = tuple(sorted(_ALL, key=lambda episode: episode[0][0] == "needs"))
 """Lives of each kind of memory; those that need something of the guest are at the end."""
 COMMON: Final = tuple(episode for episode in EPISODES if episode[0][0] != "needs")
-OFTEN: Final = 8
-"""How often an episode is there that needs something, where it is."""
-
-
-def episodes_of(setup: dict[str, Any]) -> list[tuple[_Move, ...]]:
-    """Return the episodes that a guest can live, the common ones first, each as often as it is drawn."""
-    able = list(COMMON)
-    for (_, need), *episode in EPISODES[len(COMMON) :]:
-        if has(setup, need):
-            able += [tuple(episode)] * OFTEN
-    return able
-
-
-def has(setup: dict[str, Any], need: str) -> bool:
-    """Return whether a guest has what an episode needs."""
-    if need == "unchecked":
-        # Where pages are checked, an owner's flag would cost the page.
-        return not any(
-            setup[name] for name in ("debug_vm", "page_poisoning", "init_on_alloc", "init_on_free")
-        )
-    return bool(setup[need])
-
-
-class Repertoire(NamedTuple):
-    """What one guest does.
-
-    Attributes:
-        episodes: the episodes that are drawn from, each as often as it is drawn.
-        names: the operations that are drawn alone, likewise.
-        recent: the last value of each argument, by its name: the next thing is done at the same place
-            about every other time.
-    """
-
-    episodes: list[tuple[_Move, ...]]
-    names: list[str]
-    recent: dict[str, int]
-
-
-def repertoire(setup: dict[str, Any], table: dict[str, Operation], theme: int) -> Repertoire:
-    """Return what a guest does.
-
-    Args:
-        setup: the guest's.
-        table: the operations that there are.
-        theme: a drawn number; one in `EVERYTHING` of them stands for all that there is.
-    """
-    episodes = episodes_of(setup)
-    names = [name for name, op in table.items() for _ in range(op.weight)]
-    if theme % EVERYTHING == 0:
-        return Repertoire(episodes, names, {})
-    source = random.Random(theme)
-    # A common one is there once, one that needs something often, so the rare ones are seen where they can be.
-    some = source.sample(episodes, min(FEW, len(episodes)))
-    used = {name for episode in some for part in episode for name in _names_in(part)}
-    used |= {name for group in (_BETWEEN, _LOOK, _DROP) for name, *_ in group}
-    return Repertoire(some, [name for name in names if name in used], {})
-
-
-def _names_in(part: _Move) -> Iterator[str]:
-    if part[0] in GROUPS:
-        yield from (name for name, *_ in GROUPS[part[0]])
-    elif isinstance(part[0], tuple):
-        yield from part[0]
-    else:
-        yield part[0]
-
-
-def steps_of(
-    world: World,
-    table: dict[str, Operation],
-    does: Repertoire,
-    move: int,
-    *,
-    first: int | None = None,
-) -> Iterator[list[Any]]:
-    """Yield the steps that a drawn number stands for; each is looked for when the one before is done.
-
-    Args:
-        world: where they are done.
-        table: the operations that there are.
-        does: what this guest does.
-        move: the drawn number.
-        first: not drawn is what a guest begins with, when its memory is in large blocks: that
-            which it can do and others cannot, or else the episode with this number.
-    """
-    source = random.Random(move)
-    if first is not None or source.randrange(HALF):
-        able = does.episodes
-        if first is not None:
-            able = episodes_of(world.setup)[len(COMMON) :] or [COMMON[first % len(COMMON)]]
-        for part in source.choice(able):
-            step = _step(table, part, source, does.recent)
-            if step is not None and table[step[0]].when(world):
-                yield step
-        return
-    names = [name for name in does.names if table[name].when(world)]
-    if names:
-        yield _filled(table[source.choice(names)], (), source, does.recent)
-
-
-def _step(
-    table: dict[str, Operation], part: _Move, source: random.Random, recent: dict[str, int]
-) -> list[Any] | None:
-    if part[0] in GROUPS:
-        if part is BETWEEN and not source.randrange(3):
-            return None
-        part = source.choice(GROUPS[part[0]])
-    name = source.choice(part[0]) if isinstance(part[0], tuple) else part[0]
-    # A search that was given fewer operations has shorter episodes.
-    return _filled(table[name], part[1:], source, recent) if name in table else None
-
-
-def _filled(
-    op: Operation, known: tuple[Any, ...], source: random.Random, recent: dict[str, int]
-) -> list[Any]:
-    step: list[Any] = [op.name]
-    same = bool(source.randrange(HALF))
-    for at, (argument, most) in enumerate(zip(op.names, op.most, strict=True)):
-        wanted = known[at] if at < len(known) else ANY
-        if isinstance(wanted, tuple):
-            value = source.choice(wanted)
-        elif wanted is not ANY:
-            value = wanted
-        elif same and argument in PLACES and argument in recent:
-            value = min(recent[argument], most)
-        else:
-            value = source.randint(0, most)
-        recent[argument] = value
-        step.append(value)
-    return step
