@@ -16,6 +16,7 @@ from hostzero.check.machine_ops import load_operations, perform
 from hostzero.check.violation import Violated, Violation
 from hostzero.check.world import READ_AGAIN, World
 from hostzero.check.world_setup import plain_setup
+from hostzero.errors import OutOfMemory
 from hostzero.mm.page_flags import PG_reported, PG_zeroed
 
 OPERATIONS = load_operations()
@@ -184,6 +185,45 @@ def test_everything_can_be_given_back() -> None:
         made.close()
         assert made.before is not None
         assert made.before.pages.place[0] == OWNED
+
+
+def test_everybody_can_give_everything_back_and_go_on() -> None:
+    with world(["flush", 0], ["mmap", 0, 4, 1], ["kernel_block", 3, 0, 0, 0, 0], ["balloon", 3]) as made:
+        held = made.mm.vm_stats().free_pages
+        perform(made, ["settle"])
+        assert not made.blocks
+        assert made.mm.balloon.count == 0
+        assert not any(user.areas for user in made.users)
+        assert made.mm.vm_stats().free_pages > held
+        perform(made, ["mmap", 0, 4, 2])
+        assert made.users[0].areas
+
+
+def test_a_crowd_leaves_few_pages_and_the_kernel_can_take_the_last_blocks() -> None:
+    with world(["crowd", 0, 3, 1]) as made:
+        assert made.mm.vm_stats().free_pages < 400
+        perform(made, ["thin_out", 0, 0])
+        perform(made, ["exhaust", 3, 0, 1, 0])
+        taken = len(made.blocks)
+        assert taken
+        perform(made, ["exhaust", 3, 0, 1, 0])
+        assert len(made.blocks) == taken  # there was none left
+
+
+def test_others_give_back_what_a_table_needs_one_after_the_other() -> None:
+    """The runs and the balloon first, then the kernel's blocks, then the other process."""
+    with world(["mmap", 0, 2, 1], ["mmap", 1, 2, 1], ["kernel_block", 3, 0, 0, 0, 0]) as made:
+        left: list[tuple[bool, bool]] = []
+
+        def short() -> None:
+            left.append((bool(made.blocks), bool(made.users[1].areas)))
+            if len(left) < 4:
+                raise OutOfMemory("short")
+
+        made.with_room(short, made.users[0])
+        assert left == [(True, True), (True, True), (False, True), (False, False)]
+        assert made.users[0].areas  # whoever asks keeps what it has
+        made.check()
 
 
 @pytest.mark.parametrize("name", sorted(OPERATIONS))
