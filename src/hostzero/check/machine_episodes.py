@@ -134,12 +134,15 @@ _ALL: Final[tuple[tuple[Move, ...], ...]] = (
     ),
     (
         START,
-        ("resize_pool", (0, 1, 2), (1, 2, 3)),
+        ("resize_pool", (0, 1, 2), (1, 2, 3, 4)),
         ("create_file", ANY),
         ("use_file", ANY, (0, 2), ANY, ANY),
-        ("mmap_huge", ANY, ANY, ANY, 0, (0, 1)),
+        ("mmap_huge", ANY, ANY, (2, 3), 0, (0, 1)),
         ("fill", ANY, ANY, 4, ANY),
-        ("use_file", ANY, (1, 3), 0, 1),
+        ("mmap_huge", ANY, ANY, ANY, 0, (0, 1)),
+        LOOK,
+        ("use_file", ANY, (1, 3, 5), (0, 1), ANY),
+        LOOK,
         BETWEEN,
         ("use_file", ANY, (0, 2), ANY, ANY),
         LOOK,
@@ -172,6 +175,14 @@ _ALL: Final[tuple[tuple[Move, ...], ...]] = (
         ("take_run", ANY, ANY, ANY, ANY, ANY),
         ("give_runs_back", ANY),
         ("take_from_cma", ANY, ANY),
+    ),
+    (
+        ("needs", "cma"),
+        ("flush", 0),
+        (("hibernate", "suspend", "compact"),),
+        ("mmap", ANY, (3, 4), (2, 4)),
+        ("take_from_cma", ANY, ANY),
+        LOOK,
     ),
     # the kernel's own
     (

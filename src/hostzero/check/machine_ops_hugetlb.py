@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 FLAGS = (0, MAP_NORESERVE, MAP_SHARED, MAP_SHARED | MAP_NORESERVE)
 MOST_FILES = 3
+BEFORE = 100
+"""How many pages of 4 KiB before a huge page's end a hole begins that is not one of whole huge pages."""
 
 
 @operation(isolates=True, weight=2, user=1, pages=2, flags=len(FLAGS) - 1, gigantic=1, which=5)
@@ -33,7 +35,6 @@ def mmap_huge(world: World, user: int, pages: int, flags: int, gigantic: int, wh
     wanted = FLAGS[flags % len(FLAGS)]
     if which < len(world.files):
         file, order, offset = world.files[which], 9, which % 2
-        wanted |= MAP_SHARED
     world.unasked = True
     wanted |= MAP_HUGETLB | (order + 12) << MAP_HUGE_SHIFT
     with suppress(OutOfMemory):
@@ -44,11 +45,14 @@ def mmap_huge(world: World, user: int, pages: int, flags: int, gigantic: int, wh
             offset=offset * HUGE_PAGES * PAGE_SIZE,
         )
         first, size = start // PAGE_SIZE, count << order
-        content = np.zeros(size, dtype=np.uint8)
-        if file is not None:
-            content = file.content[offset * HUGE_PAGES : offset * HUGE_PAGES + size]
         shared = bool(wanted & MAP_SHARED)
-        owner.areas.append(Area(first, first + size, content, 1 << order, file, shared))
+        content = np.zeros(size, dtype=np.uint8)
+        under = None if file is None else file.content[offset * HUGE_PAGES : offset * HUGE_PAGES + size]
+        if shared and under is not None:
+            content, under = under, None
+        elif under is not None:
+            content = under.copy()
+        owner.areas.append(Area(first, first + size, content, 1 << order, file, shared, under))
 
 
 @operation(isolates=True, count=4, overcommit=4)
@@ -74,9 +78,9 @@ def create_file(world: World, pages: int) -> None:
         world.files.append(File(world.mm.hugetlb.create_file((pages % 3 + 1) * HUGE_PAGES * PAGE_SIZE)))
 
 
-@operation(isolates=True, when=lambda world: bool(world.files), which=2, what=4, first=3, count=1)
+@operation(isolates=True, when=lambda world: bool(world.files), which=2, what=5, first=3, count=1)
 def use_file(world: World, which: int, what: int, first: int, count: int) -> None:
-    """Fill holes of a file, punch one, pin a page as memfd does, cut it, or close it."""
+    """Fill holes of a file, punch one of any size, pin a page as memfd does, cut it, or close it."""
     if not world.files:
         return
     file = world.files[which % len(world.files)]
@@ -92,6 +96,10 @@ def use_file(world: World, which: int, what: int, first: int, count: int) -> Non
         elif what == 3:
             file.file.truncate(first * size)
             file.content[first * HUGE_PAGES :] = 0
+        elif what == 5:
+            start, end = max(first * HUGE_PAGES - BEFORE, 7), (first + count - 1) * HUGE_PAGES + BEFORE
+            file.file.punch_hole(start * PAGE_SIZE, (end - start) * PAGE_SIZE)
+            file.content[start:end] = 0
         elif what == 4:
             file.file.close()
             world.files.remove(file)

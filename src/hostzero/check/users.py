@@ -42,11 +42,13 @@ class Area:
     unit: int = 1  # pages that stay together
     file: File | None = None
     shared: bool = False  # a file, perhaps without a name, keeps the contents
+    under: NDArray[np.uint8] | None = None  # what the file holds that a private mapping shows
 
     def part(self, first: int, end: int) -> Area:
         """Return what is left if only some pages stay; the content is the same memory."""
-        content = self.content[first - self.start : end - self.start]
-        return Area(first, end, content, self.unit, self.file, self.shared)
+        pages = slice(first - self.start, end - self.start)
+        under = None if self.under is None else self.under[pages]
+        return Area(first, end, self.content[pages], self.unit, self.file, self.shared, under)
 
 
 @dataclass
@@ -152,6 +154,7 @@ class Contents:
             here = (mapped.numbers >= area.start) & (mapped.numbers < area.end)
             seen |= here
             numbers, pfns, slots = mapped.numbers[here], mapped.pfns[here], mapped.slots[here]
+            self.follow(area, numbers, pfns)
             content = area.content[numbers - area.start]
             self.gone(user, area, numbers)
             zero = pfns == self.zero_page
@@ -172,9 +175,19 @@ class Contents:
         if not seen.all():
             found("rot", "a process has pages mapped outside of its mappings", int(mapped.pfns[~seen][0]))
 
+    def follow(self, area: Area, numbers: NDArray[np.int64], pfns: NDArray[np.int64]) -> None:
+        """A private mapping of a file shows the file, but for pages that are its own by now."""
+        if area.file is None or area.under is None:
+            return
+        links = self.mem.compound_head[pfns].astype(np.int64)
+        heads = np.where(links & 1, links >> 1, pfns)
+        shown = np.ones(len(area.content), dtype=np.bool_)
+        shown[numbers[~np.isin(heads, area.file.file.pages)] - area.start] = False
+        area.content[shown] = area.under[shown]
+
     def gone(self, user: User, area: Area, numbers: NDArray[np.int64]) -> None:
         """See that what was written is somewhere."""
-        if area.unit > 1 and area.shared:
+        if area.unit > 1 and (area.shared or area.under is not None):
             return  # a file keeps it
         written = np.flatnonzero(area.content) + area.start
         missing = np.setdiff1d(written, numbers, assume_unique=True)
