@@ -57,9 +57,8 @@ class InflateQueue:
         bitmap_at = self._bitmap_buffer(chain, pfns.size)
         metrics.pfns += pfns.size
         request = sort_pfns(pfns)
-        plan = plan_inflate(
-            request.unique, state.discarder.spans, state.rings | ByteRanges(bitmap_at), self._remembered()
-        )
+        writes = state.rings | ByteRanges(bitmap_at) if bitmap_at else state.rings
+        plan = plan_inflate(request.unique, state.discarder.spans, writes, self._remembered())
         proven = self._discard(plan, metrics)
         if not bitmap_at:
             return 0
@@ -101,10 +100,11 @@ class InflateQueue:
 
     def _discard(self, plan: InflatePlan, metrics: QueueMetrics) -> list[PfnRun]:
         metrics.runs += len(plan.discards)
-        outside_ram, device_writes, partial_host_page = plan.skipped
-        metrics.skip(SkipReason.OUTSIDE_RAM, outside_ram << PAGE_SHIFT)
-        metrics.skip(SkipReason.DEVICE_WRITES, device_writes << PAGE_SHIFT)
-        metrics.skip(SkipReason.PARTIAL_HOST_PAGE, partial_host_page << PAGE_SHIFT)
+        if any(plan.skipped):
+            outside_ram, device_writes, partial_host_page = plan.skipped
+            metrics.skip(SkipReason.OUTSIDE_RAM, outside_ram << PAGE_SHIFT)
+            metrics.skip(SkipReason.DEVICE_WRITES, device_writes << PAGE_SHIFT)
+            metrics.skip(SkipReason.PARTIAL_HOST_PAGE, partial_host_page << PAGE_SHIFT)
         discard = self._state.discarder.discard
         return [
             run for run in plan.discards if discard(run.first << PAGE_SHIFT, run.pages << PAGE_SHIFT, metrics)
@@ -134,10 +134,9 @@ class DeflateQueue:
         Raises:
             DeviceError: the request has no PFN array or a bad one.
         """
-        pfns = _read_pfns(chain)
-        self._state.metrics.deflate.pfns += pfns.size
+        self._state.metrics.deflate.pfns += _count_pfns(chain)
         if len(self._partial):
-            unique = sort_pfns(pfns).unique
+            unique = sort_pfns(_read_pfns(chain)).unique
             for span in self._state.discarder.spans:
                 for run in join_runs(unique[span.indices(unique)]):
                     self._partial.remove(span, run)
@@ -156,7 +155,7 @@ class DeflateQueue:
         self._partial.clear()
 
 
-def _read_pfns(chain: Chain) -> PfnArray:
+def _count_pfns(chain: Chain) -> int:
     length = chain.readable_len
     if not length:
         raise DeviceError("the request has no device-readable PFN array")
@@ -164,4 +163,8 @@ def _read_pfns(chain: Chain) -> PfnArray:
         raise DeviceError(f"a PFN array of {length} bytes is not a whole number of 4-byte PFNs")
     if length > REQUEST_PFNS_MAX * _PFN_BYTES:
         raise DeviceError(f"{length // _PFN_BYTES} PFNs in one request are above {REQUEST_PFNS_MAX}")
-    return unpack_pfns(chain.read(length))
+    return length // _PFN_BYTES
+
+
+def _read_pfns(chain: Chain) -> PfnArray:
+    return unpack_pfns(chain.read(_count_pfns(chain) * _PFN_BYTES))

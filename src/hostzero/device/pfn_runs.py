@@ -50,6 +50,10 @@ class SortedPfns(NamedTuple):
 
 def sort_pfns(pfns: PfnArray) -> SortedPfns:
     """Return the PFNs of a request sorted; none is lost and none is there twice."""
+    # Linux names the pages of a fresh block in descending order: then there is nothing to sort, which
+    # would cost as much as all the rest of a request.
+    if pfns.size and bool((pfns[:-1] > pfns[1:]).all()):
+        return SortedPfns(pfns[::-1], np.arange(pfns.size - 1, -1, -1))
     unique, position = np.unique(pfns, return_inverse=True)
     return SortedPfns(unique, position.reshape(-1))
 
@@ -58,6 +62,9 @@ def join_runs(ascending: PfnArray) -> list[PfnRun]:
     """Return the fewest runs that hold exactly the given PFNs, which ascend without duplicates."""
     if not ascending.size:
         return []
+    first, last = int(ascending[0]), int(ascending[-1])
+    if last - first == ascending.size - 1:
+        return [PfnRun(first, ascending.size)]
     breaks = np.flatnonzero(np.diff(ascending) != 1) + 1
     starts = np.concatenate(([0], breaks))
     ends = np.concatenate((breaks, [ascending.size]))
