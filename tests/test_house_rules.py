@@ -28,6 +28,8 @@ FLOORS = {
     "warmup": 5,
     "document": 5,
     "render": 5,
+    "host": 5,
+    "stats": 5,
     "bench": 6,
     "check": 6,
     "conform": 6,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hostzero.bench.host import available_memory, describe_host
+from hostzero.host import available_memory, describe_host
 
 CPUINFO = "processor\t: 0\nmodel name\t: Great CPU @ 1 GHz\nflags\t\t: fpu hypervisor sse\n"
 MEMINFO = "MemTotal:  4096 kB\nMemAvailable:  1024 kB\nHugePages_Total:  3\n"
