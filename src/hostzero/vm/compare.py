@@ -68,6 +68,11 @@ class Plan:
         return 1024 * MIB if self.huge_pages else 2048 * MIB
 
     @property
+    def guests_memory(self) -> int:
+        """The memory of all guests that run at one time, in bytes."""
+        return len(ArmName) * self.memory
+
+    @property
     def inflate(self) -> int:
         """The balloon's target, in bytes."""
         return self.memory // 2
@@ -181,7 +186,7 @@ def run_compare(prepared: Prepared, accel: Accel, plan: Plan, progress: Progress
         VmError: a guest does not start, or does not do what it is asked.
     """
     if plan.huge_pages:
-        require_pages(len(ArmName) * plan.memory)
+        require_pages(plan.guests_memory)
     comparison = Comparison(plan, accel.name, prepared.qemu.version, prepared.kernel_release, describe_host())
     for append in plan.settings:
         setting = Setting(append)
