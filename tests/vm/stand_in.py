@@ -44,8 +44,14 @@ def monitor():
     def say(thing):
         qmp.sendall(json.dumps(thing).encode() + b"\\n")
     say({{"QMP": {{"version": {{"qemu": {{"major": 9}}}}, "capabilities": []}}}})
-    for line in qmp.makefile():
-        request = json.loads(line)
+    received, decoder = "", json.JSONDecoder()
+    while data := qmp.recv(4096).decode():
+        received += data
+        try:
+            request, end = decoder.raw_decode(received)
+        except ValueError:
+            continue  # not whole yet; no newline ends it
+        received = received[end:].lstrip()
         name, given = request["execute"], request.get("arguments", {{}})
         if name == "balloon":
             state["actual"] = given["value"]

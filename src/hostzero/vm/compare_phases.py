@@ -7,7 +7,7 @@ phase      before, not measured            measured from               to
 inflate    a process in the guest writes   the host sets the target    the guest says it is there,
            nearly all free memory, ends                                and the device rests
 deflate    (follows inflate)               the host sets the target 0  the same
-report     the guest writes a file in      the guest removes the file  the host has most of it back,
+report     the guest writes a file in      the guest removes the file  the host has half of it back,
            memory, and rests                                           and the device rests
 =========  ==============================  ==========================  =============================
 
@@ -175,7 +175,7 @@ def report_phase(arm: Arm, repetition: int, size: int) -> list[Sample]:
     agent.run(f"dd if=/dev/zero of=/mnt/written bs={MIB} count={size // MIB} 2>&1", _PHASE_SECONDS)
     rest(arm)
     # Pieces below 2 MiB are never reported; how many there are the figures say, and not this.
-    most = arm.guest.memory.backed() - size * 3 // 4
+    most = arm.guest.memory.backed() - size // 2
 
     def free() -> None:
         agent.run("rm /mnt/written")
