@@ -195,7 +195,9 @@ def _measure(
     started = time.monotonic()
     first = arm.meter.read()
     act()
-    used, active, backed = follow(arm.meter.read, arm.guest.memory.backed, done, quiet, phase)
+    used, active, backed = follow(
+        arm.meter.read, arm.guest.memory.backed, done, quiet, phase, seconds=_PHASE_SECONDS
+    )
     spent = used.since(first)
     freed = read_pool().available - pool.available if huge else None
     given_back = before - backed
@@ -211,7 +213,7 @@ def follow(
     quiet: float,
     what: str,
     *,
-    seconds: float = _PHASE_SECONDS,
+    seconds: float,
     clock: Callable[[], float] = time.monotonic,
     pause: Callable[[float], None] = time.sleep,
 ) -> tuple[Usage, float, int]:

@@ -28,6 +28,8 @@ COLUMNS: Final = (
     "n",
 )
 POOL_COLUMN: Final = "pool pages"
+_FIRST: Final = ("phase", "device", "device CPU s", "of it backend", "MiB back", POOL_COLUMN, "n")
+_SECOND: Final = ("phase", "device", "vCPU s", "all CPU s", "wall s")
 RATIO_COLUMNS: Final = ("phase", "device CPU", "all CPU", "wall", "n")
 
 NAMES: Final = {ArmName.HOSTZERO: "hostzero", ArmName.QEMU: "virtio-balloon-pci"}
@@ -111,10 +113,13 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     console.print(heading(comparison), style="bold", highlight=False, soft_wrap=True)
     console.print()
     for setting in comparison.settings:
-        table = new_table(*columns(pool=pool), left=2)
-        for row in device_rows(setting, pool=pool):
-            table.add_row(*row)
-        print_table(console, title(setting), table)
+        rows = list(device_rows(setting, pool=pool))
+        # All columns in one table do not fit a terminal.
+        for heads, part in ((title(setting), _FIRST), ("the same repetitions", _SECOND)):
+            table = new_table(*_cells(columns(pool=pool), part), left=2)
+            for row in rows:
+                table.add_row(*_cells(row, part))
+            print_table(console, heads, table)
         ratios = new_table(*RATIO_COLUMNS)
         for row in ratio_rows(setting):
             ratios.add_row(*row)
@@ -134,6 +139,10 @@ def to_markdown(comparison: Comparison, date: str) -> str:
         lines += [*_markdown_table(RATIO_COLUMNS, ratio_rows(setting), left=1), ""]
     lines += [f"- {note}" for note in notes(pool=pool)]
     return "\n".join(lines) + "\n"
+
+
+def _cells(row: Sequence[str], part: Sequence[str]) -> list[str]:
+    return [cell for name, cell in zip(columns(pool=True), row, strict=False) if name in part]
 
 
 def heading(comparison: Comparison) -> str:
