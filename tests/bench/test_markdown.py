@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from hostzero.bench.markdown import to_markdown
 from hostzero.bench.names import GENERAL_CAVEATS, Arm, Phase, Scenario
-from hostzero.bench.stats import summarize
+from hostzero.stats import summarize
 from tests.bench.synthetic import make_results
 
 

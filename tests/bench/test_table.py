@@ -11,8 +11,8 @@ from rich.console import Console
 from hostzero.bench import table
 from hostzero.bench.names import Arm, Phase, Scenario
 from hostzero.bench.results import AllocatorResults, Results
-from hostzero.bench.stats import PairedRatio
 from hostzero.render import WIDE
+from hostzero.stats import PairedRatio
 from tests.bench.synthetic import make_allocator_results, make_results
 
 

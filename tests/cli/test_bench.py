@@ -50,7 +50,7 @@ def played(monkeypatch: pytest.MonkeyPatch) -> Played:
         fake = types.ModuleType(f"hostzero.bench.{module}")
         setattr(fake, function, getattr(played, function))
         monkeypatch.setitem(sys.modules, fake.__name__, fake)
-    monkeypatch.setattr("hostzero.bench.host.available_memory", lambda: 1 << 40)
+    monkeypatch.setattr("hostzero.host.available_memory", lambda: 1 << 40)
     return played
 
 
@@ -138,7 +138,7 @@ def test_what_does_not_fit_is_refused_before_anything_runs(
 def test_memory_that_the_host_lacks_is_refused(
     played: Played, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hostzero.bench.host.available_memory", lambda: 1 << 30)
+    monkeypatch.setattr("hostzero.host.available_memory", lambda: 1 << 30)
     assert run(["bench"]) == 2
     shown = capsys.readouterr().err
     assert shown.startswith("hostzero bench: error: --memory 2G: ")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hostzero.device.byte_ranges import ByteRanges
 from hostzero.device.geometry import RamSpan
-from hostzero.device.inflate_plan import InflatePlan, plan_inflate
+from hostzero.device.inflate_plan import InflatePlan, SkippedPages, plain_discards, plan_inflate
 from hostzero.device.partial_pages import PartialPages
 from hostzero.device.pfn_runs import PfnRun, sort_pfns
 from hostzero.units import PAGE_SIZE
@@ -146,3 +146,18 @@ def test_a_host_page_in_which_the_device_writes_is_left_whole(written: int) -> N
 def test_a_page_in_which_the_device_writes_is_not_claimed_whatever_was_proven() -> None:
     plan = _plan([2, 3, 4, 12], [(3 * PAGE_SIZE, 1)], PartialPages())
     assert plan.zero_mask([PfnRun(0, 46)]).tolist() == [True, False, True, False]
+
+
+@given(st.lists(st.integers(0, 46), max_size=12, unique=True), WRITES)
+def test_a_plain_request_has_the_discards_of_its_plan_and_skips_nothing(
+    pfns: list[int], writes: list[tuple[int, int]]
+) -> None:
+    descending = sorted(pfns, reverse=True)
+    found = plain_discards(descending, SPANS, ByteRanges(writes))
+    plan = _plan(descending, writes, PartialPages())
+    if found is not None:
+        assert found == plan.discards
+        assert plan.skipped == SkippedPages(0, 0, 0)
+    elif not writes:
+        # All of an ordinary span, and nothing else, is what it is for.
+        assert not descending or not all(2 <= pfn < 10 for pfn in descending)

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hostzero.device.pfn_runs import PfnRun, join_runs, mark_runs, sort_pfns, zero_bitmap
+from hostzero.device.pfn_runs import PfnRun, descending_runs, join_runs, mark_runs, sort_pfns, zero_bitmap
 
 # Small numbers collide and adjoin; the large ones are what a hostile guest writes.
 PFNS = st.lists(st.one_of(st.integers(0, 40), st.integers(0xFFFF_FFF0, 0xFFFF_FFFF)), max_size=60)
@@ -61,3 +61,11 @@ def test_bitmap_equals_its_slow_twin(pfns: list[int], zero: set[int]) -> None:
         if pfn in zero:
             expected[n // 8] |= 1 << n % 8
     assert zero_bitmap(request, verdicts) == bytes(expected)
+
+
+@given(PFNS)
+def test_descending_pfns_make_the_same_runs_and_others_make_none(pfns: list[int]) -> None:
+    descending = sorted(set(pfns), reverse=True)
+    assert descending_runs(descending) == join_runs(sort_pfns(_array(descending)).unique)
+    if pfns != descending:
+        assert descending_runs(pfns) is None

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hostzero.errors import VmError
-from hostzero.vm.cpu import process_seconds, thread_seconds
+from hostzero.vm.cpu import process_seconds, thread_seconds, thread_waited, threads
 
 
 def test_this_process_s_time_lies_between_two_of_its_own_readings() -> None:
@@ -42,8 +42,17 @@ def test_a_process_that_is_gone_is_said() -> None:
             thread_seconds(process.pid, process.pid)
 
 
-def test_a_thread_s_time_is_the_first_number_of_schedstat(tmp_path: Path) -> None:
+def test_a_thread_s_times_are_the_numbers_of_schedstat(tmp_path: Path) -> None:
     path = tmp_path / "7/task/8"
     path.mkdir(parents=True)
-    (path / "schedstat").write_text("1500000000 22 3\n")
+    (path / "schedstat").write_text("1500000000 2500000 3\n")
     assert thread_seconds(7, 8, root=tmp_path) == 1.5
+    assert thread_waited(7, 8, root=tmp_path) == 0.0025
+
+
+def test_the_threads_of_a_process(tmp_path: Path) -> None:
+    for number in (12, 9, 100):
+        (tmp_path / "9/task" / str(number)).mkdir(parents=True)
+    assert threads(9, root=tmp_path) == [9, 12, 100]
+    with pytest.raises(VmError, match="has ended"):
+        threads(10, root=tmp_path)

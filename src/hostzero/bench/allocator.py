@@ -16,9 +16,9 @@ import numpy as np
 from hostzero import warmup
 from hostzero.bench.counters import Counters
 from hostzero.bench.guest import PreparedGuest
-from hostzero.bench.host import describe_host
 from hostzero.bench.names import Arm, Scenario
 from hostzero.bench.results import AllocatorResults
+from hostzero.host import describe_host
 from hostzero.mm.clear_page import clear_pages_singly
 from hostzero.mm.gfp import GFP_COMP, GFP_HIGHUSER_MOVABLE
 from hostzero.mm.mmap import MADV_NOHUGEPAGE, MADV_POPULATE_WRITE, MAP_UNINITIALIZED

@@ -8,12 +8,13 @@ have everything else.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from hostzero.bench.cover_letter import FIGURES, SETTING
 from hostzero.bench.names import GENERAL_CAVEATS, PHASE_CAVEATS, SCENARIO_TITLES, Arm, Phase
-from hostzero.bench.stats import PairedRatio, summarize
 from hostzero.bench.table_counts import CELLS, COLUMNS, KEYS, NOTES, STEPS
+from hostzero.host import machine_line
+from hostzero.stats import PairedRatio, summarize
 from hostzero.units import format_size
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ def to_markdown(results: Results, date: str) -> str:
 
 
 def _lines(results: Results, date: str) -> Iterator[str]:
-    yield f"Measured {date}. {_machine(results.host)}"
+    counters = results.host.get("hardware_counters")
+    yield f"Measured {date}. Machine: {machine_line(results.host)}; hardware counters: {counters}."
     if results.scenarios():
         yield from _times(results)
     for scenario in results.counted_scenarios():
@@ -51,15 +53,6 @@ def _times(results: Results) -> Iterator[str]:
         yield f"- **{phase}** {PHASE_CAVEATS[phase]}"
     for caveat in GENERAL_CAVEATS:
         yield f"- {caveat}"
-
-
-def _machine(host: Mapping[str, Any]) -> str:
-    virtual = "a virtual machine, " if host.get("hypervisor") else ""
-    memory = int(host.get("memory_bytes", 0)) >> 30
-    return (
-        f"Machine: {virtual}{host.get('cpu')}, {host.get('cpus_usable')} CPUs, {memory} GiB, "
-        f"Linux {host.get('kernel')}; hardware counters: {host.get('hardware_counters')}."
-    )
 
 
 def _table(results: Results, scenario: Scenario) -> Iterator[str]:

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Final
 from hostzero.bench.names import SCENARIO_TITLES, Arm, Phase, Scenario
 from hostzero.bench.plot_counts import DRAWERS
 from hostzero.bench.results import Results, Series
-from hostzero.bench.stats import summarize
 from hostzero.document import write_atomically
 from hostzero.errors import UsageError
+from hostzero.stats import summarize
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from hostzero.bench.cover_letter import ORDER0_KNOWN_ZERO
 from hostzero.bench.names import SCENARIO_TITLES, Scenario
-from hostzero.bench.stats import summarize
+from hostzero.stats import summarize
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

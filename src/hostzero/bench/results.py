@@ -4,7 +4,7 @@
 The document, version 1::
 
     {"version": 1,
-     "host": {...},                     what `hostzero.bench.host.describe_host` returns
+     "host": {...},                     what `hostzero.host.describe_host` returns
      "config": {...},                   the options; "disturbance_rule"
      "results": [                       one per scenario, arm and phase
        {"scenario": "thp", "arm": "baseline", "phase": "populate",
@@ -40,8 +40,8 @@ from typing import Any, Final, NamedTuple
 from hostzero.bench.counters import Sample
 from hostzero.bench.disturbance import RULE, is_disturbed
 from hostzero.bench.names import COMPARISONS, Arm, Phase, Scenario
-from hostzero.bench.stats import PairedRatio, paired_ratio
 from hostzero.errors import UsageError
+from hostzero.stats import PairedRatio, paired_ratio
 
 VERSION: Final = 1
 

@@ -11,11 +11,11 @@ from hostzero import warmup
 from hostzero.bench.context import Context
 from hostzero.bench.counters import Counters
 from hostzero.bench.fragmented import FragmentedScenario
-from hostzero.bench.host import describe_host
 from hostzero.bench.memcg_limit import MemcgLimitScenario
 from hostzero.bench.names import TIMED, Scenario
 from hostzero.bench.results import Results
 from hostzero.bench.timed import TimedScenario
+from hostzero.host import describe_host
 
 if TYPE_CHECKING:
     from hostzero.bench.options import BenchOptions

@@ -25,7 +25,6 @@ from hostzero.bench.names import (
     Scenario,
 )
 from hostzero.bench.results import AllocatorResults, Comparison, Results, Series
-from hostzero.bench.stats import PairedRatio, summarize
 from hostzero.bench.table_counts import print_counts
 from hostzero.render import (
     NONE,
@@ -36,6 +35,7 @@ from hostzero.render import (
     print_note,
     print_table,
 )
+from hostzero.stats import PairedRatio, summarize
 
 
 class Column(NamedTuple):

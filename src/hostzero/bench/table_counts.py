@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 from hostzero.bench.cover_letter import ORDER0_KNOWN_ZERO
 from hostzero.bench.fragment import RECIPE
 from hostzero.bench.names import SCENARIO_TITLES, Scenario
-from hostzero.bench.stats import summarize
 from hostzero.render import NONE, WIDE, new_table, print_note, print_table
+from hostzero.stats import summarize
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -126,7 +126,7 @@ def _options(quick: bool, given: Mapping[str, Any]) -> BenchOptions:
 def _run_scenarios(
     options: BenchOptions, json_path: Path | None, plot: Path | None, markdown: Path | None
 ) -> None:
-    from hostzero.bench.host import available_memory
+    from hostzero.host import available_memory
 
     options.validate_on(available_memory())
     from hostzero.bench.markdown import to_markdown

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import datetime as dt
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -104,11 +107,83 @@ def run_command(
         chosen = choose(ready, accel, progress)
     from hostzero.render import open_console
 
-    with open_view(open_console(to_stderr=True)) as view:
+    with _ended_by_sigterm(), open_view(open_console(to_stderr=True)) as view:
         run = run_demo(ready, chosen, view, memory=size, features=features)
     _output(run.to_document(), json_path, lambda console: print_run(run, console))
     if chosen.why and accel == "auto":
         click.echo(f"without KVM: {chosen.why}", err=True)
+
+
+@command.command(name="compare")
+@_cache
+@click.option("--accel", type=click.Choice(["auto", "kvm", "tcg"]), default="auto", show_default=True)
+@click.option(
+    "--repeat", type=click.IntRange(min=1), default=5, show_default=True, help="Repetitions that count."
+)
+@click.option(
+    "--append",
+    multiple=True,
+    metavar="TEXT",
+    help="Add to the guest's kernel command line; may be given again, for another comparison.  "
+    "[default: nothing, and then init_on_alloc=0]",
+)
+@click.option(
+    "--hugetlb",
+    is_flag=True,
+    help="Guest memory of 2 MiB huge pages, from the host's pool; halves all sizes.",
+)
+@_json
+@click.option("--markdown", type=_PATH, help="Write the tables as Markdown.")
+def compare_command(
+    *,
+    cache: Path | None,
+    accel: str,
+    repeat: int,
+    append: tuple[str, ...],
+    hugetlb: bool,
+    json_path: Path | None,
+    markdown: Path | None,
+) -> None:
+    """Compare hostzero's device with QEMU's own balloon: CPU time, wall time, memory given back.
+
+    Two guests run, alike but for the device; what one is made to do the other does right after
+    it. They inflate to 1 GiB, deflate, and report 512 MiB. With software emulation a repetition
+    takes about a minute. With --hugetlb the host's pool has to have 1024 free pages; nothing
+    here changes the pool. Ctrl-C ends all of it.
+    """
+    from hostzero.vm.accel import choose
+    from hostzero.vm.compare import SETTINGS, Plan, run_compare
+    from hostzero.vm.compare_table import print_comparison, to_markdown
+    from hostzero.vm.huge_pages import require_pages
+    from hostzero.vm.prepared import default_cache, load
+    from hostzero.vm.progress import open_progress
+
+    _check_json(json_path)
+    if markdown is not None:
+        check_output("--markdown", markdown)
+    ready = load(cache or default_cache())
+    plan = Plan(append or SETTINGS, repeat, hugetlb)
+    if hugetlb:
+        require_pages(plan.guests_memory)
+    with _ended_by_sigterm(), open_progress() as progress:
+        comparison = run_compare(ready, choose(ready, accel, progress), plan, progress)
+    if markdown is not None:
+        write_atomically(markdown, to_markdown(comparison, dt.date.today().isoformat()).encode())
+    _output(comparison.to_document(), json_path, lambda console: print_comparison(comparison, console))
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Have SIGTERM end the work as Ctrl-C does, so that guests and devices end, too."""
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _check_json(path: Path | None) -> None:

@@ -10,13 +10,15 @@ bytes written even if no bit is set; it is 0 when there is no bitmap.
 
 from __future__ import annotations
 
+import struct
+
 import numpy as np
 
 from hostzero.device.byte_ranges import ByteRanges, overlap_each_other
-from hostzero.device.inflate_plan import InflatePlan, plan_inflate
+from hostzero.device.inflate_plan import SkippedPages, plain_discards, plan_inflate
 from hostzero.device.metrics import QueueMetrics, SkipReason
 from hostzero.device.partial_pages import PartialPages
-from hostzero.device.pfn_runs import Mask, PfnArray, PfnRun, SortedPfns, join_runs, sort_pfns, zero_bitmap
+from hostzero.device.pfn_runs import Mask, PfnRun, SortedPfns, join_runs, sort_pfns, zero_bitmap
 from hostzero.device.state import DeviceState
 from hostzero.errors import DeviceError
 from hostzero.units import PAGE_SHIFT
@@ -53,14 +55,21 @@ class InflateQueue:
         """
         state = self._state
         metrics = state.metrics.inflate
-        pfns = _read_pfns(chain)
-        bitmap_at = self._bitmap_buffer(chain, pfns.size)
-        metrics.pfns += pfns.size
-        request = sort_pfns(pfns)
-        plan = plan_inflate(
-            request.unique, state.discarder.spans, state.rings | ByteRanges(bitmap_at), self._remembered()
-        )
-        proven = self._discard(plan, metrics)
+        count = _count_pfns(chain)
+        data = chain.read(count * _PFN_BYTES)
+        bitmap_at = self._bitmap_buffer(chain, count)
+        metrics.pfns += count
+        if not bitmap_at:
+            numbers = struct.unpack(f"<{count}I", data)
+            runs = plain_discards(numbers, state.discarder.spans, state.rings)
+            if runs is not None:
+                self._discard(runs, metrics)
+                return 0
+        request = sort_pfns(unpack_pfns(data))
+        writes = state.rings | ByteRanges(bitmap_at) if bitmap_at else state.rings
+        plan = plan_inflate(request.unique, state.discarder.spans, writes, self._remembered())
+        _count_skipped(plan.skipped, metrics)
+        proven = self._discard(plan.discards, metrics)
         if not bitmap_at:
             return 0
         return self._write_bitmap(chain, request, plan.zero_mask(proven), metrics)
@@ -99,16 +108,10 @@ class InflateQueue:
             raise DeviceError("the segments of the bitmap buffer overlap")
         return segments
 
-    def _discard(self, plan: InflatePlan, metrics: QueueMetrics) -> list[PfnRun]:
-        metrics.runs += len(plan.discards)
-        outside_ram, device_writes, partial_host_page = plan.skipped
-        metrics.skip(SkipReason.OUTSIDE_RAM, outside_ram << PAGE_SHIFT)
-        metrics.skip(SkipReason.DEVICE_WRITES, device_writes << PAGE_SHIFT)
-        metrics.skip(SkipReason.PARTIAL_HOST_PAGE, partial_host_page << PAGE_SHIFT)
+    def _discard(self, runs: list[PfnRun], metrics: QueueMetrics) -> list[PfnRun]:
+        metrics.runs += len(runs)
         discard = self._state.discarder.discard
-        return [
-            run for run in plan.discards if discard(run.first << PAGE_SHIFT, run.pages << PAGE_SHIFT, metrics)
-        ]
+        return [run for run in runs if discard(run.first << PAGE_SHIFT, run.pages << PAGE_SHIFT, metrics)]
 
     def _write_bitmap(self, chain: Chain, request: SortedPfns, zero: Mask, metrics: QueueMetrics) -> int:
         written = chain.write(zero_bitmap(request, zero)[: chain.writable_len])
@@ -134,10 +137,9 @@ class DeflateQueue:
         Raises:
             DeviceError: the request has no PFN array or a bad one.
         """
-        pfns = _read_pfns(chain)
-        self._state.metrics.deflate.pfns += pfns.size
+        self._state.metrics.deflate.pfns += _count_pfns(chain)
         if len(self._partial):
-            unique = sort_pfns(pfns).unique
+            unique = sort_pfns(unpack_pfns(chain.read(chain.readable_len))).unique
             for span in self._state.discarder.spans:
                 for run in join_runs(unique[span.indices(unique)]):
                     self._partial.remove(span, run)
@@ -156,7 +158,7 @@ class DeflateQueue:
         self._partial.clear()
 
 
-def _read_pfns(chain: Chain) -> PfnArray:
+def _count_pfns(chain: Chain) -> int:
     length = chain.readable_len
     if not length:
         raise DeviceError("the request has no device-readable PFN array")
@@ -164,4 +166,10 @@ def _read_pfns(chain: Chain) -> PfnArray:
         raise DeviceError(f"a PFN array of {length} bytes is not a whole number of 4-byte PFNs")
     if length > REQUEST_PFNS_MAX * _PFN_BYTES:
         raise DeviceError(f"{length // _PFN_BYTES} PFNs in one request are above {REQUEST_PFNS_MAX}")
-    return unpack_pfns(chain.read(length))
+    return length // _PFN_BYTES
+
+
+def _count_skipped(skipped: SkippedPages, metrics: QueueMetrics) -> None:
+    metrics.skip(SkipReason.OUTSIDE_RAM, skipped.outside_ram << PAGE_SHIFT)
+    metrics.skip(SkipReason.DEVICE_WRITES, skipped.device_writes << PAGE_SHIFT)
+    metrics.skip(SkipReason.PARTIAL_HOST_PAGE, skipped.partial_host_page << PAGE_SHIFT)

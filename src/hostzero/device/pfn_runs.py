@@ -9,6 +9,7 @@ arithmetic over arrays.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -50,6 +51,10 @@ class SortedPfns(NamedTuple):
 
 def sort_pfns(pfns: PfnArray) -> SortedPfns:
     """Return the PFNs of a request sorted; none is lost and none is there twice."""
+    # Linux names the pages of a fresh block in descending order: then there is nothing to sort, which
+    # would cost as much as all the rest of a request.
+    if pfns.size and bool((pfns[:-1] > pfns[1:]).all()):
+        return SortedPfns(pfns[::-1], np.arange(pfns.size - 1, -1, -1))
     unique, position = np.unique(pfns, return_inverse=True)
     return SortedPfns(unique, position.reshape(-1))
 
@@ -58,6 +63,9 @@ def join_runs(ascending: PfnArray) -> list[PfnRun]:
     """Return the fewest runs that hold exactly the given PFNs, which ascend without duplicates."""
     if not ascending.size:
         return []
+    first, last = int(ascending[0]), int(ascending[-1])
+    if last - first == ascending.size - 1:
+        return [PfnRun(first, ascending.size)]
     breaks = np.flatnonzero(np.diff(ascending) != 1) + 1
     starts = np.concatenate(([0], breaks))
     ends = np.concatenate((breaks, [ascending.size]))
@@ -65,6 +73,28 @@ def join_runs(ascending: PfnArray) -> list[PfnRun]:
         PfnRun(int(ascending[start]), int(end - start))
         for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
     ]
+
+
+def descending_runs(pfns: Sequence[int]) -> list[PfnRun] | None:
+    """Return the runs of PFNs that stand in descending order, in ascending order; None if they do not.
+
+    The plain twin of `sort_pfns` and `join_runs`, for the order in which Linux names the pages of a fresh
+    block: for 256 numbers a loop is cheaper than arrays, whose first touch of a dozen functions is most
+    of what a request costs when a guest runs on the same processor.
+    """
+    runs: list[PfnRun] = []
+    if not pfns:
+        return runs
+    end = below = pfns[0] + 1
+    for pfn in pfns:
+        if pfn != below - 1:
+            if pfn >= below:
+                return None
+            runs.append(PfnRun(below, end - below))
+            end = pfn + 1
+        below = pfn
+    runs.append(PfnRun(below, end - below))
+    return runs[::-1]
 
 
 def mark_runs(ascending: PfnArray, runs: list[PfnRun]) -> Mask:

@@ -181,8 +181,10 @@ class Connection:
         """
         data = Header(request, flags | VERSION, len(payload)).pack() + payload
         try:
-            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-            sent = self.sock.sendmsg([data], rights, socket.MSG_NOSIGNAL)
+            sent = 0
+            if fds:
+                rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
+                sent = self.sock.sendmsg([data], rights, socket.MSG_NOSIGNAL)
             while sent < len(data):
                 sent += self.sock.send(data[sent:], socket.MSG_NOSIGNAL)
         except TimeoutError:
@@ -224,7 +226,8 @@ class Connection:
                 return False
             except OSError as error:
                 raise ConnectionLost(f"cannot receive: {error.strerror}") from error
-            self._fds += _received(ancillary)
+            if ancillary:
+                self._fds += _received(ancillary)
             if not data:
                 within = bool(self._header)
                 raise ConnectionLost("the peer closed in the middle of a message" if within else CLOSED)

@@ -421,7 +421,7 @@ def parse_request(header: Header, data: bytes, fds: int) -> Payload:
         MessageError: the request is not served, its payload is malformed, or the number of
             descriptors is not the one that it has to have.
     """
-    kind = REQUEST_PAYLOADS.get(Request(header.request)) if header.request in _REQUESTS else None
+    kind = _PAYLOADS.get(header.request)
     if kind is None:
         raise MessageError(ErrorKind.UNKNOWN, f"request {name_of(header.request)} is not served here")
     payload = kind.parse(data)
@@ -446,6 +446,9 @@ def name_of(request: int) -> str:
 
 
 _REQUESTS: Final[frozenset[int]] = frozenset(Request)
+_PAYLOADS: Final[dict[int, type[Payload]]] = {
+    int(request): kind for request, kind in REQUEST_PAYLOADS.items()
+}
 
 
 def _check_size(data: Sequence[int], wanted: int) -> None:

@@ -258,6 +258,7 @@ class Rings:
                 device.suspend()
             raise MessageError(ErrorKind.RING, str(error)) from error
         vring.running = True
+        vring.role = role
         vring.broken = vring.signalled = False
         vring.idle_kicks = 0
         self._announcer.open()
@@ -305,7 +306,7 @@ class Rings:
         vring.scheduled = False
         if not vring.running:
             return False
-        role = self._device.queue_role(vring.index)
+        role = vring.role
         assert role is not None, "a ring that runs has a role"
         metrics = self._device.metrics.queues[role]
         before = metrics.requests

@@ -197,7 +197,9 @@ class Service:
                         return
                     request, reply = message.header.request, session.handle(message)
                 if reply is not None:
+                    # Whoever waits for a reply has sent nothing more. If there is more, the loop comes back.
                     connection.reply(request, reply)
+                    return
         except ConnectionLost as error:
             if str(error) != CLOSED:
                 self.metrics.errors[ErrorKind.FRAMING] += 1

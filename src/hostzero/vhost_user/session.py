@@ -103,7 +103,7 @@ class SessionState(enum.Enum):
 
 _ANY: Final = frozenset(SessionState) - {SessionState.CLOSED}
 _OWNED: Final = _ANY - {SessionState.CONNECTED}
-_DUE: Final[dict[Request, frozenset[SessionState]]] = {
+_DUE: Final[dict[int, frozenset[SessionState]]] = {
     Request.GET_FEATURES: _ANY,
     Request.GET_PROTOCOL_FEATURES: _ANY,
     Request.SET_PROTOCOL_FEATURES: _ANY - {SessionState.RUNNING},
@@ -120,14 +120,13 @@ class Session:
 
     Attributes:
         state: where it stands.
-        acked_protocol: the protocol features that the front end has accepted.
         rings: its rings, its virtio features and its memory.
     """
 
     def __init__(self, device: BalloonDevice, loop: Loop, metrics: ServiceMetrics) -> None:
         """Serve `device`, which no other session serves."""
         self.state = SessionState.CONNECTED
-        self.acked_protocol = ProtocolFeature(0)
+        self._protocol = 0  # a plain number: two messages come for every buffer, and a flag is slow to ask
         self._device = device
         self._metrics = metrics
         self._announcer = Announcer(device, metrics)
@@ -146,17 +145,17 @@ class Session:
         with message:
             try:
                 payload = parse_request(header, message.payload, len(message.fds))
-                request = Request(header.request)
-                self._check_due(request)
+                self._check_due(header.request)
                 # A handler takes what it keeps out of the list; the rest is closed with the message.
-                answer = _HANDLERS[request](self, payload, message.fds)
+                answer = _HANDLERS[header.request](self, payload, message.fds)
             except (HostzeroError, OSError) as error:
                 return self.refuse(header, error)
             except Exception as error:  # noqa: BLE001 - a defect here is not worth a guest's balloon
                 _log.exception("%s failed", name_of(header.request))
                 return self.refuse(header, MessageError(ErrorKind.INTERNAL, str(error)))
             finally:
-                self._settle()
+                if header.request not in _STILL:
+                    self._settle()
         if answer is not None:
             return answer.pack()
         return U64(0).pack() if self._wants_ack(header) else None
@@ -175,7 +174,7 @@ class Session:
         return U64(1).pack() if self._wants_ack(header) else None
 
     def _wants_ack(self, header: Header) -> bool:
-        return header.need_reply and ProtocolFeature.REPLY_ACK in self.acked_protocol
+        return header.need_reply and bool(self._protocol & _REPLY_ACK)
 
     # From SET_OWNER on the state follows from what there is, also after half a failure.
     def _settle(self) -> None:
@@ -188,12 +187,19 @@ class Session:
         else:
             self.state = SessionState.OWNED
 
-    def _check_due(self, request: Request) -> None:
+    def _check_due(self, request: int) -> None:
         if self.state not in _DUE.get(request, _OWNED):
             raise MessageError(ErrorKind.ORDER, f"it is not due in the state {self.state.value!r}")
         needed = _NEEDS.get(request)
-        if needed is not None and needed not in self.acked_protocol:
-            raise MessageError(ErrorKind.ORDER, f"the protocol feature {needed.name} was not accepted")
+        if needed is not None and not self._protocol & needed:
+            raise MessageError(
+                ErrorKind.ORDER, f"the protocol feature {ProtocolFeature(needed).name} was not accepted"
+            )
+
+    @property
+    def acked_protocol(self) -> ProtocolFeature:
+        """The protocol features that the front end has accepted."""
+        return ProtocolFeature(self._protocol)
 
     # ------------------------------------------------------------------ features and ownership
 
@@ -216,7 +222,7 @@ class Session:
         unknown = payload.value & ~int(OFFERED)
         if unknown:
             raise MessageError(ErrorKind.FEATURES, f"protocol features {unknown:#x} were not offered")
-        self.acked_protocol = ProtocolFeature(payload.value)
+        self._protocol = payload.value
 
     def _get_queue_num(self, _payload: Payload, _fds: list[Fd]) -> Payload:
         return U64(QUEUES_MAX)
@@ -328,17 +334,20 @@ class Session:
         self.state = SessionState.CLOSED
 
 
-_NEEDS: Final[dict[Request, ProtocolFeature]] = {
-    Request.SET_BACKEND_REQ_FD: ProtocolFeature.BACKEND_REQ,
-    Request.GET_CONFIG: ProtocolFeature.CONFIG,
-    Request.SET_CONFIG: ProtocolFeature.CONFIG,
-    Request.RESET_DEVICE: ProtocolFeature.RESET_DEVICE,
+_NEEDS: Final[dict[int, int]] = {
+    int(Request.SET_BACKEND_REQ_FD): int(ProtocolFeature.BACKEND_REQ),
+    int(Request.GET_CONFIG): int(ProtocolFeature.CONFIG),
+    int(Request.SET_CONFIG): int(ProtocolFeature.CONFIG),
+    int(Request.RESET_DEVICE): int(ProtocolFeature.RESET_DEVICE),
 }
+_REPLY_ACK: Final = int(ProtocolFeature.REPLY_ACK)
+_STILL: Final = frozenset({int(Request.GET_CONFIG), int(Request.SET_CONFIG)})
+"""Requests after which a session stands where it stood."""
 
 _Handler = Callable[[Session, Payload, list[Fd]], Payload | None]
 # `parse_request` returns the payload type of the request, which is that of its handler.
-_HANDLERS: Final[dict[Request, _Handler]] = {
-    Request[name.removeprefix("_").upper()]: cast("_Handler", handler)
+_HANDLERS: Final[dict[int, _Handler]] = {
+    int(Request[name.removeprefix("_").upper()]): cast("_Handler", handler)
     for name, handler in vars(Session).items()
     if name.removeprefix("_").upper() in Request.__members__
 }

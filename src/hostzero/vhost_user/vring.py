@@ -22,6 +22,7 @@ from hostzero.errors import MessageError, RingError
 from hostzero.vhost_user.connection import Fd, is_eventfd
 from hostzero.vhost_user.memory_table import MappedTable
 from hostzero.vhost_user.messages import ErrorKind, VringAddr
+from hostzero.virtio.features import QueueRole
 from hostzero.virtio.ring_layout import RingLayout
 
 __all__ = ["Vring", "eventfd"]
@@ -38,6 +39,7 @@ class Vring:
         addr: where it lies, in the front end's space (SET_VRING_ADDR).
         enabled: SET_VRING_ENABLE.
         running: whether the device serves it.
+        role: what it carries, while it runs.
         kick: what the driver's notifications arrive on.
         call: what the device's notifications go out on.
         err: what a broken ring is told on.
@@ -54,6 +56,7 @@ class Vring:
     addr: VringAddr | None = None
     enabled: bool = False
     running: bool = False
+    role: QueueRole | None = None
     kick: Fd | None = None
     call: Fd | None = None
     err: Fd | None = None

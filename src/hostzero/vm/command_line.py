@@ -34,6 +34,7 @@ class GuestOptions:
         hostzero: whether it has hostzero's device, on a vhost-user socket.
         qemu: whether it has QEMU's own balloon.
         huge_pages: whether its memory is of 2 MiB huge pages (hugetlb).
+        reporting: whether QEMU's own balloon offers free page reporting.
     """
 
     accel: str = "tcg"
@@ -42,6 +43,7 @@ class GuestOptions:
     hostzero: bool = True
     qemu: bool = False
     huge_pages: bool = False
+    reporting: bool = True
 
 
 def balloon_arguments(socket: Path) -> list[str]:
@@ -75,5 +77,7 @@ def command_line(prepared: Prepared, options: GuestOptions, folder: Path) -> lis
     if options.hostzero:
         arguments += balloon_arguments(folder / "balloon")
     if options.qemu:
-        arguments += ["-device", f"virtio-balloon-pci,id=qemu,free-page-reporting=on,addr={QEMU_SLOT}"]
+        reporting = "on" if options.reporting else "off"
+        device = f"virtio-balloon-pci,id=qemu,free-page-reporting={reporting},deflate-on-oom=on"
+        arguments += ["-device", f"{device},addr={QEMU_SLOT}"]
     return arguments

@@ -11,6 +11,7 @@ from hostzero.errors import VmError
 
 _SCHED_CLOCK: Final = 2  # CPUCLOCK_SCHED of the kernel's posix-timers.h
 _NS: Final = 1e-9
+_PROC: Final = Path("/proc")
 
 
 def process_seconds(pid: int) -> float:
@@ -27,13 +28,40 @@ def process_seconds(pid: int) -> float:
         raise VmError(f"the process {pid} has ended") from error
 
 
-def thread_seconds(pid: int, tid: int, root: Path = Path("/proc")) -> float:
+def thread_seconds(pid: int, tid: int, root: Path = _PROC) -> float:
     """Return the CPU time of one thread (the main thread's `tid` is `pid`).
 
     Raises:
         VmError: there is no such thread, or the kernel keeps no schedstat.
     """
+    return _schedstat(pid, tid, root)[0]
+
+
+def thread_waited(pid: int, tid: int, root: Path = _PROC) -> float:
+    """Return for how long one thread has been ready to run while something else had the CPU.
+
+    Raises:
+        VmError: as `thread_seconds`.
+    """
+    return _schedstat(pid, tid, root)[1]
+
+
+def threads(pid: int, root: Path = _PROC) -> list[int]:
+    """Return the numbers of a process's threads.
+
+    Raises:
+        VmError: there is no such process.
+    """
     try:
-        return int((root / str(pid) / "task" / str(tid) / "schedstat").read_text().split()[0]) * _NS
+        return sorted(int(entry.name) for entry in (root / str(pid) / "task").iterdir())
+    except OSError as error:
+        raise VmError(f"the process {pid} has ended") from error
+
+
+# Documentation/scheduler/sched-stats.rst: time on a CPU, time in a run queue, timeslices; in ns.
+def _schedstat(pid: int, tid: int, root: Path) -> tuple[float, float]:
+    try:
+        ran, waited, _ = (root / str(pid) / "task" / str(tid) / "schedstat").read_text().split()
     except OSError as error:
         raise VmError(f"no CPU time of thread {tid} of process {pid}: {error.strerror}") from error
+    return int(ran) * _NS, int(waited) * _NS

@@ -17,7 +17,15 @@ from hostzero.vm.command_line import HOSTZERO_SLOT, MEMORY, GuestOptions
 from hostzero.vm.guest import Guest
 from hostzero.vm.pci import offered_features
 from hostzero.vm.prepared import Prepared
-from hostzero.vm.steps import MIB, SLACK, dirty_and_free, settle, wait_backed_below, write_command
+from hostzero.vm.steps import (
+    MIB,
+    SLACK,
+    dirty_and_free,
+    resize,
+    settle,
+    wait_backed_below,
+    write_command,
+)
 from hostzero.vm.wait import wait_for
 
 REPORT: Final = 512 * MIB
@@ -25,7 +33,6 @@ INFLATE: Final = 1024 * MIB
 MEMORY_MIN: Final = 2 << 30
 """So that the guest has memory left when the balloon has its share."""
 _REPORTED_SECONDS: Final = 120.0
-_RESIZED_SECONDS: Final = 300.0
 _LOOK: Final = 0.5
 _INIT_REPORTED, _INIT_ON_INFLATE = 6, 7
 
@@ -153,13 +160,7 @@ class _Stage:
         wait_for(finished, command, seconds)
 
     def resize(self, target: int) -> None:
-        self._backend.resize(target)
-
-        def there() -> bool:
-            self.tick()
-            return self._backend.actual() == target
-
-        wait_for(there, f"a balloon of {target // MIB} MiB", _RESIZED_SECONDS, _LOOK / 2)
+        resize(self._backend, target, look=self.tick)
 
 
 def run_demo(

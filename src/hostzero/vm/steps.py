@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 from hostzero.errors import VmError
 from hostzero.units import PAGE_SIZE
@@ -16,7 +16,11 @@ MIB: Final = 1 << 20
 SLACK: Final = 48 * MIB
 """Memory that may stay backed when all has been reported: pieces below 2 MiB, the guest's own."""
 
-_BUSY: Final = 0.02
+RESIZED_SECONDS: Final = 300.0
+LOOK_SECONDS: Final = 0.25
+"""Between two questions to a device: its answer costs the CPU time that is being watched."""
+
+BUSY: Final = 0.02
 """Share of a CPU that a device uses at rest, at most: to answer, to look."""
 
 
@@ -51,6 +55,34 @@ def checksum(guest: Guest, path: str) -> str:
 def dirty_and_free(guest: Guest, size: int) -> None:
     """Have a process in the guest write to `size` bytes of its own memory, and end."""
     guest.agent.run(f"dd if=/dev/zero of=/dev/null bs={size} count=1 iflag=fullblock 2>&1", 300)
+
+
+class Balloon(Protocol):
+    """A balloon as a host steers it: hostzero's over its control socket, QEMU's over QMP."""
+
+    def resize(self, balloon_bytes: int) -> None:
+        """Ask the guest for a balloon of this size; returns at once."""
+
+    def actual(self) -> int:
+        """Return the balloon's size, in bytes, as the guest says."""
+        ...
+
+
+def resize(
+    balloon: Balloon, target: int, seconds: float = RESIZED_SECONDS, look: Callable[[], None] = lambda: None
+) -> None:
+    """Ask for a balloon of `target` bytes and wait until the guest says that it is there.
+
+    Raises:
+        VmError: it is not after `seconds`.
+    """
+    balloon.resize(target)
+
+    def there() -> bool:
+        look()
+        return balloon.actual() == target
+
+    wait_for(there, f"a balloon of {target // MIB} MiB", seconds, LOOK_SECONDS)
 
 
 def wait_backed_below(
@@ -97,7 +129,7 @@ def settle(
         look()
         now = guest.memory.backed()
         cpu, clock = busy(), time.monotonic()
-        if abs(now - backed) >= MIB or cpu - used >= _BUSY * quiet:
+        if abs(now - backed) >= MIB or cpu - used >= BUSY * quiet:
             backed, used, calm_since = now, cpu, clock
         return clock - calm_since >= quiet
 

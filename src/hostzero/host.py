@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
@@ -41,6 +42,15 @@ def describe_host(*, hardware_counters: str = "not asked for", root: Path = Path
         "packages": {name: _version(name) for name in _PACKAGES},
         "hardware_counters": hardware_counters,
     }
+
+
+def machine_line(host: Mapping[str, object]) -> str:
+    """Return what `describe_host` found in a few words: processor, memory, kernel."""
+    virtual = "a virtual machine, " if host.get("hypervisor") else ""
+    memory = host.get("memory_bytes")
+    gib = memory >> 30 if isinstance(memory, int) else 0
+    cpus = f"{host.get('cpu')}, {host.get('cpus_usable')} CPUs"
+    return f"{virtual}{cpus}, {gib} GiB, Linux {host.get('kernel')}"
 
 
 def available_memory(root: Path = Path("/")) -> int:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hostzero.bench.stats import PairedRatio, paired_ratio, summarize
+from hostzero.stats import PairedRatio, paired_ratio, summarize
 
 times = st.floats(min_value=1e-3, max_value=1e6)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hostzero.bench.host import available_memory, describe_host
+from hostzero.host import available_memory, describe_host, machine_line
 
 CPUINFO = "processor\t: 0\nmodel name\t: Great CPU @ 1 GHz\nflags\t\t: fpu hypervisor sse\n"
 MEMINFO = "MemTotal:  4096 kB\nMemAvailable:  1024 kB\nHugePages_Total:  3\n"
@@ -88,3 +88,9 @@ def test_other_cgroup_hierarchies_are_passed_over(root: Path) -> None:
     (root / "proc/self/cgroup").write_text("5:memory:/outer\n1:name=systemd:/\n")
     cgroup(root, "outer", "1000\n", "0\n")
     assert available_memory(root) == 1024 * 1024
+
+
+def test_a_machine_in_a_line() -> None:
+    host = {"hypervisor": True, "cpu": "X", "cpus_usable": 2, "memory_bytes": 5 << 30, "kernel": "6.1"}
+    assert machine_line(host) == "a virtual machine, X, 2 CPUs, 5 GiB, Linux 6.1"
+    assert machine_line({"cpu": "X", "cpus_usable": 1, "kernel": "6"}) == "X, 1 CPUs, 0 GiB, Linux 6"
