@@ -31,11 +31,11 @@ from types import FrameType, TracebackType
 from typing import Any, Final, Self
 
 from qemu.qmp.error import QMPError
-from qemu.qmp.legacy import QEMUMonitorProtocol
 from qemu.qmp.qmp_client import ExecuteError
 
 from hostzero.conform.qtest import ANSWER_SECONDS, Qtest
 from hostzero.errors import TargetError, UsageError
+from hostzero.qmp import Monitor
 
 CONNECT_SECONDS: Final = 30.0
 """How long QEMU may take to start."""
@@ -113,8 +113,8 @@ class QemuProcess:
         listener.bind(str(folder / "qtest"))
         listener.listen(1)
         listener.settimeout(0.0)
-        self._qmp = QEMUMonitorProtocol(str(folder / "qmp"), server=True)
-        stack.callback(self._close_qmp)
+        self._qmp = Monitor(folder / "qmp")
+        stack.callback(self._qmp.close)
         command = [self._program, "-qtest", f"unix:{folder / 'qtest'}", "-qtest-log", os.devnull]
         command += ["-qmp", f"unix:{folder / 'qmp'}", "-bios", str(firmware), *accelerators, *arguments]
         try:
@@ -153,10 +153,6 @@ class QemuProcess:
         except (OSError, EOFError, QMPError) as error:
             why = self.why() if self.ended else f"its monitor does not answer: {error}"
             raise UsageError(f"--qemu {self._program}: does not start: {why}") from error
-
-    def _close_qmp(self) -> None:
-        with contextlib.suppress(OSError, EOFError, QMPError):  # QEMU may have closed its end first
-            self._qmp.close()
 
     @property
     def ended(self) -> bool:

@@ -12,7 +12,6 @@ dies, QEMU ends too (``exit-with-parent``).
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import os
 import shutil
@@ -25,9 +24,9 @@ from types import TracebackType
 from typing import IO, Any, Final, Self
 
 from qemu.qmp.error import QMPError
-from qemu.qmp.legacy import QEMUMonitorProtocol
 
 from hostzero.errors import VmError
+from hostzero.qmp import Monitor
 from hostzero.vm.agent import Agent, Unanswered
 from hostzero.vm.command_line import HOSTZERO_SLOT, QEMU_SLOT, GuestOptions, command_line
 from hostzero.vm.host_memory import HostMemory
@@ -69,7 +68,7 @@ class Guest:
         self.folder = Path(tempfile.mkdtemp(prefix="hostzero-vm-"))
         self._state = State.NEW
         self._process: subprocess.Popen[bytes] | None = None
-        self._qmp: QEMUMonitorProtocol | None = None
+        self._qmp: Monitor | None = None
         self._agent: Agent | None = None
         self._memory: HostMemory | None = None
 
@@ -117,7 +116,7 @@ class Guest:
             listener.bind(str(self.folder / "agent"))
             listener.listen(1)
             listener.settimeout(CONNECT_SECONDS)
-            self._qmp = QEMUMonitorProtocol(str(self.folder / "qmp"), server=True)
+            self._qmp = Monitor(self.folder / "qmp")
             self._process = self._spawn(log)
             self._state = State.BOOTING
             try:
@@ -244,8 +243,7 @@ class Guest:
         if self._memory is not None:
             self._memory.close()
         if self._qmp is not None:
-            with contextlib.suppress(OSError, EOFError, QMPError):  # QEMU has closed its end first
-                self._qmp.close()
+            self._qmp.close()
             self._qmp = None
         shutil.rmtree(self.folder, ignore_errors=True)
 
