@@ -125,6 +125,24 @@ def test_descriptors_of_a_message_that_never_becomes_whole_are_closed(ends: Ends
     os.close(fd)
 
 
+def test_descriptors_on_each_byte_of_a_message_are_never_many(ends: Ends) -> None:
+    fd = null_fd()
+    before = len(open_fds())
+    for byte in header(5, 100):
+        socket.send_fds(ends.far_sock, [bytes([byte])], [fd] * FDS_MAX)
+        assert ends.near.receive() is None
+        assert len(open_fds()) <= before + FDS_MAX
+    ends.far_sock.sendall(bytes(100))
+    with pytest.raises(MessageError, match="more than 8 descriptors"):
+        ends.near.receive()
+    # It is that message's mistake alone.
+    socket.send_fds(ends.far_sock, [header(6, 0)], [fd])
+    with ends.receive() as message:
+        assert len(message.fds) == 1
+    assert len(open_fds()) == before
+    os.close(fd)
+
+
 def test_the_end_of_the_peer_between_messages_and_in_the_middle(ends: Ends) -> None:
     ends.far.close()
     with pytest.raises(ConnectionLost, match=f"^{CLOSED}$"):

@@ -129,6 +129,7 @@ class Connection:
         self._header = bytearray()
         self._payload = bytearray()
         self._fds: list[Fd] = []
+        self._too_many = False
         self._parsed: Header | None = None
 
     @property
@@ -157,13 +158,14 @@ class Connection:
         if not self._fill(self._payload, header.size):
             return None
         message = Message(header, bytes(self._payload), self._fds)
+        too_many = self._too_many
         self._header.clear()
         self._payload.clear()
         self._fds = []
+        self._too_many = False
         self._parsed = None
-        if len(message.fds) > FDS_MAX:
-            with message:
-                raise TooManyDescriptors(header)
+        if too_many:
+            raise TooManyDescriptors(header)
         return message
 
     def send(self, request: int, payload: bytes = b"", *, flags: int = 0, fds: Sequence[int] = ()) -> None:
@@ -227,12 +229,22 @@ class Connection:
             except OSError as error:
                 raise ConnectionLost(f"cannot receive: {error.strerror}") from error
             if ancillary:
-                self._fds += _received(ancillary)
+                self._keep(_received(ancillary))
             if not data:
                 within = bool(self._header)
                 raise ConnectionLost("the peer closed in the middle of a message" if within else CLOSED)
             buffer += data
         return True
+
+    # Descriptors may come with each byte, so that those of one message would be all that a process
+    # can have: too many are closed as they come, not once the message is whole.
+    def _keep(self, fds: list[Fd]) -> None:
+        self._fds += fds
+        if self._too_many or len(self._fds) > FDS_MAX:
+            self._too_many = True
+            for fd in self._fds:
+                fd.close()
+            self._fds = []
 
 
 CLOSED: Final = "the peer closed"
