@@ -38,7 +38,6 @@ class DeviceLog(logging.StreamHandler[TextIO]):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write the line, or count it if there were too many; errors are never too many."""
-        record.guest = self._label()
         now = self._clock()
         self._lines = min(self._lines + (now - self._filled_at) * LINES_PER_SECOND, BURST)
         self._filled_at = now
@@ -51,4 +50,5 @@ class DeviceLog(logging.StreamHandler[TextIO]):
             record.msg = f"({self._left_out} lines were left out before this one) {record.getMessage()}"
             record.args = None
             self._left_out = 0
+        record.guest = self._label()
         super().emit(record)
