@@ -17,7 +17,13 @@ from hostzero.check.violation import Violated, Violation
 from hostzero.check.world import READ_AGAIN, World
 from hostzero.check.world_setup import plain_setup
 from hostzero.errors import OutOfMemory
+from hostzero.mm.mmzone import MAX_PAGE_ORDER
 from hostzero.mm.page_flags import PG_reported, PG_zeroed
+from hostzero.mm.page_isolation import (
+    PB_ISOLATE_MODE_OTHER,
+    start_isolate_page_range,
+    undo_isolate_page_range,
+)
 
 OPERATIONS = load_operations()
 
@@ -98,6 +104,29 @@ def test_news_that_is_forgotten_is_a_loss() -> None:
 
     found = violation_of(world(["flush", 0]), plant)
     assert found.what == "a part of a reported block is not reported any more"
+
+
+@pytest.mark.parametrize("gigantic", [False, True])
+def test_a_block_that_isolation_took_apart_and_merged_is_no_loss(gigantic: bool) -> None:
+    made = world(["flush", 0], gigantic=gigantic, mib=32)
+    assert made.before is not None
+    pages = made.before.pages
+    whole = (pages.place == FREE) & (pages.order == MAX_PAGE_ORDER) & pages.reported & pages.zeroed
+    head = int(np.flatnonzero(whole & (pages.head == np.arange(len(pages.head))))[0])
+
+    def plant(made: World) -> None:
+        end = head + (1 << MAX_PAGE_ORDER)
+        assert start_isolate_page_range(made.mem, head, end, PB_ISOLATE_MODE_OTHER)
+        undo_isolate_page_range(made.mem, head, end)
+        assert not made.mem.mem_map[head].flags_f & PG_reported
+
+    if gigantic:
+        with made:
+            plant(made)
+            perform(made, ["drain"])
+    else:
+        # Nobody isolates pageblocks there without saying so.
+        assert violation_of(made, plant).kind == "lost"
 
 
 def test_a_block_is_told_once() -> None:
