@@ -26,7 +26,7 @@ class PlayedMatrix:
 
     def make_options(self, **values: Any) -> SimpleNamespace:
         self.asked.append(values)
-        return SimpleNamespace(**{"seconds": 20.0, **values})
+        return SimpleNamespace(**{"seconds": 20.0, "again": 120.0, **values})
 
     def run_matrix(
         self, options: SimpleNamespace, progress: Callable[[int, int, str], None]
@@ -60,7 +60,7 @@ def test_every_option_arrives_and_the_defaults_are_the_matrixs_own(
     matrix: PlayedMatrix, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["check", "--mutants"]) == 0
-    arguments = "--patch 25 --patch 26 --name merge --kind corrupts --jobs 2 --seconds 5 --seed 3"
+    arguments = "--patch 25 --patch 26 --name merge --kind corrupts --jobs 2 --seconds 5 --again 0 --seed 3"
     assert run(["check", "--mutants", *arguments.split()]) == 0
     assert matrix.asked == [
         {},
@@ -70,6 +70,7 @@ def test_every_option_arrives_and_the_defaults_are_the_matrixs_own(
             "kinds": ("corrupts",),
             "jobs": 2,
             "seconds": 5,
+            "again": 0,
             "seed": 3,
         },
     ]
@@ -99,6 +100,8 @@ def test_json_on_standard_output_is_nothing_but_json(
     [
         ("--seconds 0", "--seconds 0: must be above zero"),
         ("--seconds nan", "--seconds nan: must be above zero"),
+        ("--again -1", "--again -1: must not be below zero; 0 leaves it out"),
+        ("--again nan", "--again nan: must not be below zero; 0 leaves it out"),
         ("--jobs 0", "--jobs 0: must be above zero"),
         ("--markdown none/m.md", "--markdown none/m.md: there is no directory none"),
         ("--json .", "--json .: is a directory"),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _DEFAULT: Final = CheckOptions(seed=0)
 _STDOUT: Final = Path("-")
 _PATH: Final = click.Path(path_type=Path)
-_OF_MUTANTS: Final = {"patches", "names", "kinds", "jobs", "markdown"}
+_OF_MUTANTS: Final = {"again", "patches", "names", "kinds", "jobs", "markdown"}
 _NOT_OF_MUTANTS: Final = {"searches", "pages", "depth", "output"}
 
 
@@ -53,6 +53,12 @@ _NOT_OF_MUTANTS: Final = {"searches", "pages", "depth", "output"}
 @click.option("--patch", "patches", type=int, multiple=True, metavar="N", help="Only mutants of this patch.")
 @click.option("--name", "names", multiple=True, metavar="TEXT", help="Only mutants with this in their name.")
 @click.option("--kind", "kinds", multiple=True, metavar="KIND", help="Only mutants of this kind.")
+@click.option(
+    "--again",
+    type=float,
+    metavar="N",
+    help="How long mutants that must be found and were not are searched compiled.  [default: 120]",
+)
 @click.option("--jobs", type=int, metavar="N", help="Mutants at a time.  [default: one a CPU]")
 @click.option("--markdown", type=_PATH, help="Write what became of the mutants as a page.")
 def command(

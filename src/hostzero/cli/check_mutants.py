@@ -43,6 +43,8 @@ def search_mutants(given: Mapping[str, Any], json_path: Path | None) -> None:
     for option, value in (("--seconds", options.seconds), ("--jobs", values.get("jobs", 1))):
         if not value > 0:
             raise UsageError(f"{option} {value:g}: must be above zero")
+    if not options.again >= 0:
+        raise UsageError(f"--again {options.again:g}: must not be below zero; 0 leaves it out")
 
     def progress(number: int, total: int, outcome: Outcome) -> None:
         click.echo(progress_line(number, total, outcome), err=True)

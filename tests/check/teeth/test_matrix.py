@@ -249,7 +249,8 @@ def test_json_has_everything() -> None:
 def test_the_command_names_what_was_chosen() -> None:
     options = MatrixOptions(seconds=5, seed=3, patches=(25, 26), names=("a b",), kinds=("loses",))
     assert command_of(options) == (
-        "hostzero check --mutants --patch 25 --patch 26 --name 'a b' --kind loses --seconds 5 --seed 3"
+        "hostzero check --mutants --patch 25 --patch 26 --name 'a b' --kind loses "
+        "--seconds 5 --again 120 --seed 3"
     )
 
 
@@ -300,7 +301,7 @@ def root(tmp_path: Path) -> Path:
 
 def test_every_mutant_is_searched_in_a_copy_of_its_own(root: Path) -> None:
     said: list[str] = []
-    options = MatrixOptions(seconds=0.5, seed=7, jobs=2, root=root)
+    options = MatrixOptions(seconds=0.5, again=0, seed=7, jobs=2, root=root)
     matrix = run_matrix(options, lambda number, total, outcome: said.append(f"{number}/{total}"))
     found = [(outcome.mutant.file, outcome.verdict) for outcome in matrix.outcomes if outcome.mutant]
     assert found == [
@@ -315,9 +316,38 @@ def test_every_mutant_is_searched_in_a_copy_of_its_own(root: Path) -> None:
     assert (root / "src" / "hostzero" / "what.py").read_text() == 'BEHAVIOUR = "works"\n'
 
 
+def test_what_was_missed_is_searched_again_with_the_compiler_on(root: Path) -> None:
+    main = root / "src" / "hostzero" / "__main__.py"
+    again = """
+import os
+assert os.environ["PYTHONPATH"].startswith(os.path.dirname(os.environ["NUMBA_CACHE_DIR"]))
+if os.environ["NUMBA_DISABLE_JIT"] == "0":
+    import sys
+    assert sys.argv[1:] == ["check", "--json", "-", "--seconds", "2", "--seed", "7"], sys.argv
+    from hostzero.what import BEHAVIOUR
+    print({found!r} if BEHAVIOUR == "works" else "no report")
+    sys.exit(1)
+"""
+    main.write_text(again.format(found=report("lost")) + main.read_text())
+    said: list[str] = []
+    options = MatrixOptions(seconds=0.5, again=2, seed=7, jobs=1, root=root)
+    matrix = run_matrix(options, lambda number, total, outcome: said.append(f"{number}/{total}"))
+    found = {outcome.mutant.file: outcome for outcome in matrix.outcomes if outcome.mutant}
+    assert (found["03-quiet"].verdict, found["03-quiet"].compiled) == ("killed", True)
+    # What a first search has found stays found; a second one that breaks is no better than one that broke.
+    assert (found["04-other"].verdict, found["04-other"].compiled) == ("killed", False)
+    assert (found["05-crash"].verdict, found["05-crash"].compiled) == ("crashed", True)
+    assert not found["06-wrong"].compiled
+    assert said == ["0/4", "1/4", "2/4", "3/4", "4/4", "1/3", "2/3", "3/3"]
+    assert "loses: 2 of 2 killed, 1 because an optimisation was lost, 1 of them with the compiler on" in (
+        summary(matrix)
+    )
+    assert "lost, compiled" in progress_line(1, 3, found["03-quiet"])
+
+
 def test_no_mutant_is_tried_if_the_unchanged_source_does_not_survive(root: Path) -> None:
     (root / "src" / "hostzero" / "what.py").write_text('BEHAVIOUR = "finds rot"  # not "works"\n')
-    matrix = run_matrix(MatrixOptions(seconds=0.5, seed=7, root=root), lambda *_: None)
+    matrix = run_matrix(MatrixOptions(seconds=0.5, again=0, seed=7, root=root), lambda *_: None)
     assert matrix.unchanged.verdict == "killed"
     assert matrix.outcomes == ()
     assert not matrix.ok
@@ -325,7 +355,7 @@ def test_no_mutant_is_tried_if_the_unchanged_source_does_not_survive(root: Path)
 
 def test_mutants_are_made_to_a_variant(root: Path) -> None:
     variant = Variant("other", "another form", (Edit("what.py", "BEHAVIOUR =", "BEHAVIOUR = BEHAVIOUR2 ="),))
-    options = MatrixOptions(seconds=0.5, seed=7, root=root, names=("06",), variant=variant)
+    options = MatrixOptions(seconds=0.5, again=0, seed=7, root=root, names=("06",), variant=variant)
     (root / "src" / "hostzero" / "__main__.py").write_text(
         (root / "src" / "hostzero" / "__main__.py")
         .read_text()
@@ -368,7 +398,7 @@ def test_who_is_interrupted_leaves_nothing_behind(
     hanging = hanging.replace("input()", '__import__("signal").pause()')
     (root / "mutants" / "07-hang.toml").write_text(hanging)
     with pytest.raises(error):
-        run_matrix(MatrixOptions(seconds=0.5, seed=7, jobs=2, root=root), how)
+        run_matrix(MatrixOptions(seconds=0.5, again=0, seed=7, jobs=2, root=root), how)
     assert list((root / "tmp").iterdir()) == []
     assert signal.getsignal(signal.SIGTERM) == before
 

@@ -7,8 +7,8 @@ that finds something in it would kill everything.
 
 The compiler is off in these processes. Compiling the allocator takes some 100 s, and every edit
 of it starts anew; uncompiled, a search does a few hundred to a few thousand operations a second
-instead of hundreds of thousands, and starts in two seconds. A mutant that needs more to be found
-would be found by nobody who reads a counterexample either.
+instead of hundreds of thousands, and starts in two seconds. Mutants that must be found and were not
+are searched once more, with the compiler on and for longer.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
@@ -38,6 +38,9 @@ R = TypeVar("R")
 
 START_UP: Final = 60.0
 """Seconds that a process may take besides searching; some ten times what it needs."""
+
+COMPILING: Final = 600.0
+"""Seconds that a process may take to compile; several times what it needs."""
 
 _TIMES_OVER: Final = 4
 """How often the searches' time may pass: shrinking comes on top, on a machine that is busy."""
@@ -96,6 +99,7 @@ class MatrixOptions:
 
     Attributes:
         seconds: the searches' time for each mutant.
+        again: their time for one that must be found and was not, with the compiler on; 0: not again.
         seed: theirs.
         jobs: how many processes at a time; 0: one for each CPU.
         patches: only mutants of these patches; with `names`, or of those names.
@@ -106,6 +110,7 @@ class MatrixOptions:
     """
 
     seconds: float = 20.0
+    again: float = 120.0
     seed: int = 1
     jobs: int = 0
     patches: Sequence[int] = ()
@@ -114,9 +119,10 @@ class MatrixOptions:
     variant: Variant = AS_IT_IS
     root: Path = ROOT
 
-    @property
-    def patience(self) -> float:
-        """Seconds after which a process is taken to hang."""
+    def patience(self, *, compiled: bool) -> float:
+        """Return the seconds after which a process is taken to hang."""
+        if compiled:
+            return START_UP + COMPILING + _TIMES_OVER * self.again
         return START_UP + _TIMES_OVER * self.seconds
 
     def mutants(self) -> list[Mutant]:
@@ -176,6 +182,13 @@ def run_matrix(options: MatrixOptions, progress: ProgressOfMatrix) -> Matrix:
             for outcome in results:
                 outcomes.append(outcome)
                 progress(len(outcomes), len(mutants), outcome)
+        missed = [outcome for outcome in outcomes if not outcome.good] if options.again else []
+        others = Children()  # the first are stopped by now
+        again = [partial(_search_again, others, options, base, outcome) for outcome in missed]
+        with closing(in_parallel(others, options, again)) as pairs:
+            for number, (before, outcome) in enumerate(pairs, 1):
+                outcomes[outcomes.index(before)] = outcome
+                progress(number, len(missed), outcome)
     return Matrix(options, unchanged, tuple(sorted(outcomes, key=_order)))
 
 
@@ -208,17 +221,41 @@ def in_parallel(
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _search(children: Children, options: MatrixOptions, base: Path, mutant: Mutant | None) -> Outcome:
-    arguments = ["check", "--json", "-", "--seconds", f"{options.seconds:g}", "--seed", f"{options.seed}"]
+def _search(
+    children: Children,
+    options: MatrixOptions,
+    base: Path,
+    mutant: Mutant | None,
+    *,
+    compiled: bool = False,
+) -> Outcome:
+    seconds = options.again if compiled else options.seconds
+    arguments = ["check", "--json", "-", "--seconds", f"{seconds:g}", "--seed", f"{options.seed}"]
     for name, registered in SEARCHES.items():
         # A search that cannot run the changed module would only take the others' time.
         if mutant is not None and mutant.module in reach(base / PACKAGE, registered.module):
             arguments += ["--search", name]
-    return outcome_of(mutant, run_in_copy(children, options, base, mutant, ["hostzero", *arguments]))
+    command = ["hostzero", *arguments]
+    ending = run_in_copy(children, options, base, mutant, command, compiled=compiled)
+    return replace(outcome_of(mutant, ending), compiled=compiled)
+
+
+# What was found the first time counts, if the second finds nothing or does not end.
+def _search_again(
+    children: Children, options: MatrixOptions, base: Path, before: Outcome
+) -> tuple[Outcome, Outcome]:
+    after = _search(children, options, base, before.mutant, compiled=True)
+    return before, after if after.good or before.verdict != "killed" else before
 
 
 def run_in_copy(
-    children: Children, options: MatrixOptions, base: Path, mutant: Mutant | None, module: Sequence[str]
+    children: Children,
+    options: MatrixOptions,
+    base: Path,
+    mutant: Mutant | None,
+    module: Sequence[str],
+    *,
+    compiled: bool = False,
 ) -> Ending:
     """Run a module, given with its arguments, in a copy with one mutant, which is gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="mutant-", dir=base) as name:
@@ -230,12 +267,13 @@ def run_in_copy(
         # -P: what is searched is the copy, not what lies where the program was started.
         command = [sys.executable, "-P", "-m", *module]
         environment = os.environ | {
-            "NUMBA_DISABLE_JIT": "1",
+            "NUMBA_DISABLE_JIT": "0" if compiled else "1",
+            "NUMBA_CACHE_DIR": str(directory / "compiled"),
             "PYTHONDONTWRITEBYTECODE": "1",
             "PYTHONHASHSEED": "0",
             "PYTHONPATH": str(directory / "src"),
         }
-        return children.run(command, directory, environment, options.patience)
+        return children.run(command, directory, environment, options.patience(compiled=compiled))
 
 
 def _order(outcome: Outcome) -> tuple[object, ...]:

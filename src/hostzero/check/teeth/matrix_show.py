@@ -30,17 +30,19 @@ def command_of(options: MatrixOptions) -> str:
             words += [f"--{name}", str(value)]
     if options.variant != AS_IT_IS:
         words.append(f"--{options.variant.name}")
-    words += ["--seconds", f"{options.seconds:g}", "--seed", str(options.seed)]
+    words += ["--seconds", f"{options.seconds:g}", "--again", f"{options.again:g}"]
+    words += ["--seed", str(options.seed)]
     return shlex.join(words)
 
 
 def outcome_word(outcome: Outcome) -> str:
     """Return in a few words what became of a mutant."""
+    how = ", compiled" if outcome.compiled else ""
     if outcome.verdict != "killed":
-        return outcome.verdict if outcome.good else outcome.verdict.upper()
+        return (outcome.verdict if outcome.good else outcome.verdict.upper()) + how
     first = outcome.findings[0]
     others = ", ".join(finding.search for finding in outcome.findings[1:])
-    said = f"{first.search}: {first.kind}" + (f" (and {others})" if others else "")
+    said = f"{first.search}: {first.kind}" + (f" (and {others})" if others else "") + how
     return f"{said}, NOT LOST" if outcome.by_another_kind else said
 
 
@@ -78,6 +80,8 @@ def summary(matrix: Matrix) -> list[str]:
         if kind == "loses":
             as_lost = sum(outcome.lost_found for outcome in of_kind)
             line += f", {as_lost} because an optimisation was lost"
+        second = sum(outcome.compiled and outcome.verdict == "killed" for outcome in of_kind)
+        line += f", {second} of them with the compiler on" if second else ""
         for verdict in ("survived", "timed out", "crashed"):
             number = sum(outcome.verdict == verdict for outcome in of_kind)
             line += f", {number} {verdict}" if number else ""
@@ -103,6 +107,7 @@ def to_json(matrix: Matrix) -> dict[str, Any]:
         "version": VERSION,
         "command": command_of(options),
         "seconds": options.seconds,
+        "again": options.again,
         "seed": options.seed,
         "variant": options.variant.name,
         "python": platform.python_version(),
@@ -132,7 +137,8 @@ def _lines(matrix: Matrix, date: str) -> Iterator[str]:
     yield ""
     yield (
         f"Made {date} with Python {platform.python_version()}, one run for each mutant, the compiler off: "
-        "compiling each would take 100 s. "
+        "compiling each would take 100 s. What that did not find was searched once more with the compiler on "
+        f"for {options.again:g} s. "
         f"The unchanged source survived the same command with {unchanged.operations} steps "
         f"in {unchanged.searched:.0f} s."
     )

@@ -58,6 +58,7 @@ class Outcome:
         searched: seconds that the searches took.
         seconds: from the start of the process to its end.
         detail: why there is no report, if there is none.
+        compiled: whether it was searched a second time, with the compiler on.
     """
 
     mutant: Mutant | None
@@ -67,6 +68,7 @@ class Outcome:
     searched: float = 0.0
     seconds: float = 0.0
     detail: str = ""
+    compiled: bool = False
 
     @property
     def lost_found(self) -> bool:
