@@ -228,12 +228,20 @@ class Connection:
             except OSError as error:
                 raise ConnectionLost(f"cannot receive: {error.strerror}") from error
             if ancillary:
-                self._fds += _received(ancillary)
+                self._keep(_received(ancillary))
             if not data:
                 within = bool(self._header)
                 raise ConnectionLost("the peer closed in the middle of a message" if within else CLOSED)
             buffer += data
         return True
+
+    # One more than allowed costs the message. What comes beyond is closed at once: a message in many
+    # pieces, each with descriptors, would otherwise use up all that this process may have.
+    def _keep(self, fds: Sequence[Fd]) -> None:
+        room = FDS_MAX + 1 - len(self._fds)
+        self._fds += fds[:room]
+        for fd in fds[room:]:
+            fd.close()
 
 
 CLOSED: Final = "the peer closed"
