@@ -6,7 +6,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -21,14 +21,19 @@ class Backend(NamedTuple):
 
 
 @contextmanager
-def running(folder: Path, *, may_end: bool = False) -> Iterator[Backend]:
-    """Run a device that offers everything; it has to be there still at the end, unless it may end."""
+def running(
+    folder: Path, *, may_end: bool = False, program: Sequence[str] = ("-m", "hostzero")
+) -> Iterator[Backend]:
+    """Run a device that offers everything; it has to be there still at the end, unless it may end.
+
+    Its log is the file `device.log` in `folder`. `program` is what Python runs, instead of hostzero.
+    """
     socket, control = folder / "balloon.sock", folder / "control.sock"
     arguments = ["--socket-path", str(socket), "--control", str(control), "--features"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "hostzero", "device", *arguments, "+must-tell-host,+page-poison"],
-        stderr=subprocess.DEVNULL,
-    )
+    with (folder / "device.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, *program, "device", *arguments, "+must-tell-host,+page-poison"], stderr=log
+        )
     try:
         deadline = time.monotonic() + 30
         while not (socket.is_socket() and control.is_socket()):

@@ -99,10 +99,13 @@ def test_hostile_regions_are_refused_and_nothing_stays_mapped(
 
 def test_a_file_that_cannot_be_mapped_writable_is_refused(memfd: int) -> None:
     read_only = os.open(f"/proc/self/fd/{memfd}", os.O_RDONLY)
-    for fd in (read_only, null_fd(), os.eventfd(0), os.memfd_create("empty")):
+    folder = os.open("/", os.O_RDONLY)
+    for fd in (read_only, folder, null_fd(), os.eventfd(0), os.memfd_create("empty")):
+        before = open_fds()
         with pytest.raises(MessageError) as caught:
             MappedTable(MemTable((LOW,)), [fd])
         assert caught.value.kind == ErrorKind.MEMORY
+        assert open_fds() == before
         os.close(fd)
 
 

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import os
+import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -39,6 +41,18 @@ def test_a_full_counter_blocks_nobody() -> None:
     os.eventfd_write(number, (1 << 64) - 2)
     assert vring.interrupt()
     assert os.eventfd_read(number) == (1 << 64) - 2
+    vring.close()
+
+
+@pytest.mark.parametrize("act", [Vring.interrupt, Vring.report_broken, Vring.take_kick])
+def test_a_peer_that_makes_them_blocking_again_stops_nothing(act: Callable[[Vring], object]) -> None:
+    full, empty = os.eventfd(0), os.eventfd(0)
+    os.eventfd_write(full, (1 << 64) - 2)
+    vring = Vring(0, kick=Fd(empty), call=Fd(full), err=Fd(os.dup(full)))
+    done = threading.Thread(target=act, args=[vring], daemon=True)
+    done.start()
+    done.join(10.0)
+    assert not done.is_alive()
     vring.close()
 
 

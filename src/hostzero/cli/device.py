@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from hostzero.cli.device_log import DeviceLog
 from hostzero.cli.main import run
 from hostzero.document import to_json
 
@@ -122,21 +123,7 @@ def main() -> None:
     sys.exit(run(["device", *sys.argv[1:]]))
 
 
-class _NameGuest(logging.Filter):
-    # The device does not know whose balloon it is; the log does.
-    def __init__(self, service: Service) -> None:
-        super().__init__()
-        self._service = service
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        record.guest = self._service.label
-        return True
-
-
 def _log_to_stderr(service: Service, *, verbose: bool) -> None:
-    handler = logging.StreamHandler()
-    handler.addFilter(_NameGuest(service))
-    handler.setFormatter(logging.Formatter("hostzero device: %(levelname)s: %(guest)s: %(message)s"))
     log = logging.getLogger("hostzero")
-    log.handlers[:] = [handler]
+    log.handlers[:] = [DeviceLog(lambda: service.label)]
     log.setLevel(logging.INFO if verbose else logging.WARNING)

@@ -39,6 +39,9 @@ COMMANDS: Final = {
     "conform": LazyCommand(
         "hostzero.cli.conform", "Judge a balloon device by the specification, case by case."
     ),
+    "fuzz": LazyCommand(
+        "hostzero.cli.fuzz", "Send a running balloon backend what no driver would, and watch it."
+    ),
     "device": LazyCommand("hostzero.cli.device", "Be the balloon of a virtual machine (vhost-user)."),
     "ctl": LazyCommand("hostzero.cli.ctl", "Steer a running device: resize, statistics, hinting, status."),
     "top": LazyCommand("hostzero.cli.top", "Watch a running device in the terminal."),

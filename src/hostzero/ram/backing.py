@@ -253,7 +253,11 @@ class _Owner:
     # Closes a descriptor unless it was handed on, also when Ctrl-C comes in between.
 
     def __init__(self, fd: int) -> None:
-        self.file = FileIO(fd, "r+b")
+        try:
+            self.file = FileIO(fd, "r+b")
+        except OSError:  # a folder: FileIO refuses it and leaves it open
+            os.close(fd)
+            raise
         self._kept = False
 
     def keep(self) -> FileIO:

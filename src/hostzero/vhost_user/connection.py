@@ -130,6 +130,7 @@ class Connection:
         self._header = bytearray()
         self._payload = bytearray()
         self._fds: list[Fd] = []
+        self._too_many = False
         self._parsed: Header | None = None
 
     @property
@@ -158,13 +159,14 @@ class Connection:
         if not self._fill(self._payload, header.size):
             return None
         message = Message(header, bytes(self._payload), self._fds)
+        too_many = self._too_many
         self._header.clear()
         self._payload.clear()
         self._fds = []
+        self._too_many = False
         self._parsed = None
-        if len(message.fds) > FDS_MAX:
-            with message:
-                raise TooManyDescriptors(header)
+        if too_many:
+            raise TooManyDescriptors(header)
         return message
 
     def send(self, request: int, payload: bytes = b"", *, flags: int = 0, fds: Sequence[int] = ()) -> None:
@@ -235,13 +237,15 @@ class Connection:
             buffer += data
         return True
 
-    # One more than allowed costs the message. What comes beyond is closed at once: a message in many
-    # pieces, each with descriptors, would otherwise use up all that this process may have.
-    def _keep(self, fds: Sequence[Fd]) -> None:
-        room = FDS_MAX + 1 - len(self._fds)
-        self._fds += fds[:room]
-        for fd in fds[room:]:
-            fd.close()
+    # Descriptors may come with each byte, so that those of one message would be all that a process
+    # can have: too many are closed as they come, not once the message is whole.
+    def _keep(self, fds: list[Fd]) -> None:
+        self._fds += fds
+        if self._too_many or len(self._fds) > FDS_MAX:
+            self._too_many = True
+            for fd in self._fds:
+                fd.close()
+            self._fds = []
 
 
 CLOSED: Final = "the peer closed"

@@ -65,13 +65,14 @@ class Service:
         self.metrics = ServiceMetrics()
         self.session: Session | None = None
         self.peer: Peer | None = None
+        self._peer_name = ""
         self._connection: Connection | None = None
         self._gone = asyncio.Event()
 
     @property
     def label(self) -> str:
         """What to call the present guest in a log line."""
-        return "no guest" if self.peer is None else f"guest of {describe(self.peer)}"
+        return "no guest" if self.peer is None else f"guest of {self._peer_name}"
 
     def session_status(self) -> dict[str, object] | None:
         """Return what is known about the front end and its guest, as plain values with text keys.
@@ -85,7 +86,7 @@ class Service:
         return {
             "number": self.metrics.sessions,
             "pid": peer.pid,
-            "peer": describe(peer),
+            "peer": self._peer_name,
             "state": session.state.value,
             "protocol_features": [bit.name for bit in session.acked_protocol],
             "memory_bytes": 0 if table is None else table.size,
@@ -165,10 +166,11 @@ class Service:
         sock.setblocking(False)
         self.metrics.sessions += 1
         self.peer = Peer.of(sock)
+        self._peer_name = describe(self.peer)
         self.session = Session(self.device, _AsyncioLoop(), self.metrics)
         self._connection = Connection(sock)
         asyncio.get_running_loop().add_reader(sock, self._readable)
-        _log.info("session %d begins with %s", self.metrics.sessions, describe(self.peer))
+        _log.info("session %d begins with %s", self.metrics.sessions, self._peer_name)
 
     def _end_session(self) -> None:
         session, self.session = self.session, None
@@ -227,8 +229,18 @@ class _AsyncioLoop:
 
 
 def describe(peer: Peer) -> str:
-    """Return a peer's program and process id, as far as /proc tells."""
+    """Return a peer's program and process id, as far as /proc tells; all of it is printable.
+
+    A process names itself, with any 15 bytes: they must not end a line of the log, move a
+    terminal's cursor or be no text at all.
+    """
     name = "pid"
     with contextlib.suppress(OSError):
-        name = Path(f"/proc/{peer.pid}/comm").read_text().strip()
-    return f"{name} {peer.pid}"
+        name = (
+            Path(f"/proc/{peer.pid}/comm")
+            .read_bytes()
+            .removesuffix(b"\n")
+            .decode("ascii", "backslashreplace")
+        )
+    shown = "".join(char if char.isprintable() else f"\\x{ord(char):02x}" for char in name)
+    return f"{shown} {peer.pid}"

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 from dataclasses import dataclass
 
 from hostzero.errors import MessageError, RingError
@@ -96,7 +97,8 @@ class Vring:
         """Take note of notifications, all that have come."""
         if self.kick is not None:
             with contextlib.suppress(BlockingIOError):
-                os.eventfd_read(self.kick.fileno())
+                if _ready(self.kick, select.POLLIN):
+                    os.eventfd_read(self.kick.fileno())
 
     def drop_kick(self) -> None:
         """Close the kick; it is watched by nobody."""
@@ -132,5 +134,14 @@ def _signal(fd: Fd | None) -> bool:
         return False
     # A counter that is full holds 2^64 - 2 notifications already.
     with contextlib.suppress(BlockingIOError):
-        os.eventfd_write(fd.fileno(), 1)
+        if _ready(fd, select.POLLOUT):
+            os.eventfd_write(fd.fileno(), 1)
     return True
+
+
+# O_NONBLOCK belongs to the open file, which the peer shares and may make blocking again. It would
+# have to fill or drain the counter between this and the call, besides, to stop us.
+def _ready(fd: Fd, event: int) -> bool:
+    poll = select.poll()
+    poll.register(fd.fileno(), event)
+    return bool(poll.poll(0))
