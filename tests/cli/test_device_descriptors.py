@@ -168,12 +168,13 @@ def kicks_rings_that_cannot_start(front_end: FrontEnd, turn: int) -> None:
 def sends_descriptors_of_another_type(front_end: FrontEnd, turn: int) -> None:
     front_end.connect()
     datagrams, others = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-    null = null_fd()
+    null, folder = null_fd(), os.open("/", os.O_RDONLY | os.O_CLOEXEC)
     with datagrams, others:
         for request, payload, fds in carriers(front_end):
-            assert front_end.ack(request, payload, [null] * len(fds)) == 1
-            assert front_end.ack(request, payload, [datagrams.fileno()] * len(fds)) == 1
+            for fd in (null, folder, datagrams.fileno()):
+                assert front_end.ack(request, payload, [fd] * len(fds)) == 1
     os.close(null)
+    os.close(folder)
 
 
 def sends_descriptors_too_early(front_end: FrontEnd, turn: int) -> None:
