@@ -9,7 +9,8 @@ import pytest
 
 from hostzero.errors import ConnectionLost, DeviceError, VhostUserError
 from hostzero.vhost_user.frontend_session import FrontEndSession, FrontEndState
-from hostzero.vhost_user.messages import U64, Config, ProtocolFeature, Request, VringState
+from hostzero.vhost_user.payloads import U64, Config, VringState
+from hostzero.vhost_user.protocol import ProtocolFeature, Request
 from tests.vhost_user.scripted_backend import BIT_30, PROTOCOL, Heard, ScriptedBackend
 
 SECONDS = 20.0

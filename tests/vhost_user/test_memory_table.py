@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from hostzero.errors import MessageError
 from hostzero.units import PAGE_SIZE, Gpa
 from hostzero.vhost_user.memory_table import MappedTable
-from hostzero.vhost_user.messages import ErrorKind, MemTable, Region
+from hostzero.vhost_user.payloads import MemTable, Region
+from hostzero.vhost_user.protocol import ErrorKind
 from tests.vhost_user.backend import null_fd, open_fds
 
 SIZE = 64 * PAGE_SIZE

@@ -6,8 +6,8 @@ from __future__ import annotations
 import json
 
 from hostzero.vhost_user import metrics as module
-from hostzero.vhost_user.messages import ErrorKind
 from hostzero.vhost_user.metrics import ServiceMetrics
+from hostzero.vhost_user.protocol import ErrorKind
 
 
 def test_every_counter_is_in_the_table_and_is_plain() -> None:

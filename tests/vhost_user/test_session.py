@@ -11,7 +11,7 @@ import pytest
 
 from hostzero.device import DEFAULT_FEATURES, DeviceConfig, HintStatus
 from hostzero.units import PAGE_SIZE, PMD_SIZE, Gpa
-from hostzero.vhost_user.messages import ErrorKind, Request
+from hostzero.vhost_user.protocol import ErrorKind, Request
 from hostzero.vhost_user.server import device_config
 from hostzero.vhost_user.session import LOG_LINES_MAX, OFFERED, SessionState
 from hostzero.virtio.features import Feature, QueueRole, queue_roles

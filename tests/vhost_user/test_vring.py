@@ -11,7 +11,8 @@ import pytest
 
 from hostzero.errors import MessageError
 from hostzero.vhost_user.connection import Fd
-from hostzero.vhost_user.messages import ErrorKind, VringAddr
+from hostzero.vhost_user.payloads import VringAddr
+from hostzero.vhost_user.protocol import ErrorKind
 from hostzero.vhost_user.vring import Vring, eventfd
 from tests.vhost_user.backend import Pair, null_fd, open_fds
 from tests.vhost_user.front_end import USER

@@ -22,7 +22,7 @@ from hostzero.errors import ConnectionLost, HostzeroError, TargetError, UsageErr
 from hostzero.ram import GuestMemory, MemoryRegion, open_ram
 from hostzero.units import Gpa
 from hostzero.vhost_user.frontend import VhostUserTransport
-from hostzero.vhost_user.messages import ProtocolFeature, Request
+from hostzero.vhost_user.protocol import ProtocolFeature, Request
 from hostzero.virtio.balloon import StatTag
 from hostzero.virtio.ring_layout import RingLayout
 

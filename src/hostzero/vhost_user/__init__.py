@@ -2,10 +2,10 @@
 """The balloon device behind a vhost-user socket, for virtual machines on a stock VMM.
 
 `Service` is one device that serves one guest after another; `Session` is the state machine of
-one connection; `messages`, `connection` and `memory_table` are the protocol, for either end, and
-`frontend` is the other end. docs/vhost-user.md has the whole on one page. The public names are
-imported when they are first asked for, so that a client of the control socket need not load a
-device.
+one connection; `protocol`, `payloads`, `messages`, `connection` and `memory_table` are the protocol,
+for either end, and `frontend` is the other end. docs/vhost-user.md has the whole on one page. The
+public names are imported when they are first asked for, so that a client of the control socket need
+not load a device.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from hostzero.errors import ConnectionLost, MessageError
 from hostzero.vhost_user.connection import Connection, Fd
-from hostzero.vhost_user.messages import BackendRequest, ErrorKind
+from hostzero.vhost_user.protocol import BackendRequest, ErrorKind
 
 if TYPE_CHECKING:
     from hostzero.vhost_user.metrics import ServiceMetrics

@@ -19,7 +19,8 @@ from types import TracebackType
 from typing import Final, NamedTuple, Self
 
 from hostzero.errors import ConnectionLost, MessageError
-from hostzero.vhost_user.messages import FDS_MAX, FLAG_REPLY, HEADER, VERSION, ErrorKind, Header, name_of
+from hostzero.vhost_user.messages import FDS_MAX, FLAG_REPLY, HEADER, VERSION, Header
+from hostzero.vhost_user.protocol import ErrorKind, name_of
 
 _INT: Final = array.array("i").itemsize
 # Room for one more than allowed, so that one too many shows here and not as a cut-off list.

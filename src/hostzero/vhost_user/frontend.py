@@ -33,18 +33,8 @@ from hostzero.errors import DeviceError, VhostUserError
 from hostzero.ram import GuestMemory
 from hostzero.units import Gpa
 from hostzero.vhost_user.frontend_session import FrontEndSession
-from hostzero.vhost_user.messages import (
-    F_PROTOCOL_FEATURES,
-    U64,
-    Config,
-    MemTable,
-    ProtocolFeature,
-    Region,
-    Request,
-    VringAddr,
-    VringFd,
-    VringState,
-)
+from hostzero.vhost_user.payloads import U64, Config, MemTable, Region, VringAddr, VringFd, VringState
+from hostzero.vhost_user.protocol import F_PROTOCOL_FEATURES, ProtocolFeature, Request
 from hostzero.virtio.ring_layout import RingLayout
 from hostzero.virtio.transport import Status
 

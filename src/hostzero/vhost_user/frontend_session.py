@@ -20,14 +20,11 @@ from typing import Final
 
 from hostzero.errors import ConnectionLost, DeviceError, VhostUserError
 from hostzero.vhost_user.connection import Connection, Message
-from hostzero.vhost_user.messages import (
+from hostzero.vhost_user.messages import FLAG_NEED_REPLY, REPLY_PAYLOADS
+from hostzero.vhost_user.payloads import U64, Empty, Payload
+from hostzero.vhost_user.protocol import (
     F_PROTOCOL_FEATURES,
-    FLAG_NEED_REPLY,
-    REPLY_PAYLOADS,
-    U64,
     BackendRequest,
-    Empty,
-    Payload,
     ProtocolFeature,
     Request,
     name_of,

@@ -21,7 +21,8 @@ from typing import NamedTuple
 from hostzero.errors import MessageError, RamError
 from hostzero.ram import GuestMemory, MemoryRegion, Ram
 from hostzero.units import PAGE_SIZE, Gpa
-from hostzero.vhost_user.messages import ErrorKind, MemTable, Region
+from hostzero.vhost_user.payloads import MemTable, Region
+from hostzero.vhost_user.protocol import ErrorKind
 
 
 class _FilePart(NamedTuple):

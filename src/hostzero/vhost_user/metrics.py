@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 
-from hostzero.vhost_user.messages import ErrorKind
+from hostzero.vhost_user.protocol import ErrorKind
 
 
 @dataclass

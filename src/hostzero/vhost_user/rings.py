@@ -18,7 +18,7 @@ from hostzero.errors import HostzeroError, MessageError
 from hostzero.vhost_user.announcer import Announcer
 from hostzero.vhost_user.connection import Fd
 from hostzero.vhost_user.memory_table import MappedTable
-from hostzero.vhost_user.messages import ErrorKind
+from hostzero.vhost_user.protocol import ErrorKind
 from hostzero.vhost_user.vring import Vring
 from hostzero.virtio.features import QueueRole
 from hostzero.virtio.transport import Status

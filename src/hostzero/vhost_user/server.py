@@ -25,8 +25,8 @@ from hostzero.device import DEFAULT_FEATURES, BalloonDevice, DeviceConfig
 from hostzero.errors import ConnectionLost
 from hostzero.ram import GuestMemory
 from hostzero.vhost_user.connection import CLOSED, Connection, Peer, TooManyDescriptors
-from hostzero.vhost_user.messages import ErrorKind
 from hostzero.vhost_user.metrics import ServiceMetrics
+from hostzero.vhost_user.protocol import ErrorKind
 from hostzero.vhost_user.session import Session
 from hostzero.virtio.features import Feature, QueueRole
 

@@ -51,23 +51,9 @@ from hostzero.vhost_user.announcer import Announcer
 from hostzero.vhost_user.backend_channel import BackendChannel
 from hostzero.vhost_user.connection import Fd, Message
 from hostzero.vhost_user.memory_table import MappedTable
-from hostzero.vhost_user.messages import (
-    F_PROTOCOL_FEATURES,
-    REPLY_PAYLOADS,
-    U64,
-    Config,
-    ErrorKind,
-    Header,
-    MemTable,
-    Payload,
-    ProtocolFeature,
-    Request,
-    VringAddr,
-    VringFd,
-    VringState,
-    name_of,
-    parse_request,
-)
+from hostzero.vhost_user.messages import REPLY_PAYLOADS, Header, parse_request
+from hostzero.vhost_user.payloads import U64, Config, MemTable, Payload, VringAddr, VringFd, VringState
+from hostzero.vhost_user.protocol import F_PROTOCOL_FEATURES, ErrorKind, ProtocolFeature, Request, name_of
 from hostzero.vhost_user.rings import QUEUES_MAX, Loop, Rings
 from hostzero.vhost_user.vring import eventfd
 from hostzero.virtio.balloon import CONFIG

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from hostzero.errors import MessageError, RingError
 from hostzero.vhost_user.connection import Fd, is_eventfd
 from hostzero.vhost_user.memory_table import MappedTable
-from hostzero.vhost_user.messages import ErrorKind, VringAddr
+from hostzero.vhost_user.payloads import VringAddr
+from hostzero.vhost_user.protocol import ErrorKind
 from hostzero.virtio.features import QueueRole
 from hostzero.virtio.ring_layout import RingLayout
 

@@ -13,7 +13,8 @@ from hostzero.device.metrics import QueueMetrics
 from hostzero.errors import MessageError
 from hostzero.vhost_user.connection import Message
 from hostzero.vhost_user.control_commands import Commands
-from hostzero.vhost_user.messages import Header, Request
+from hostzero.vhost_user.messages import Header
+from hostzero.vhost_user.protocol import Request
 from hostzero.vhost_user.session import Session
 
 HANDLE: Final = Session.handle

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from hostzero.conform.fuzz.finding import Found, Kind
 from hostzero.ram import GuestMemory, MemoryRegion, Ram, libc
 from hostzero.units import PAGE_SHIFT, PAGE_SIZE, Gpa
-from hostzero.vhost_user.messages import MemTable, Region
+from hostzero.vhost_user.payloads import MemTable, Region
 from hostzero.virtio.ring_layout import ring_bytes
 
 FILE_NAME: Final = "hostzero-fuzz"

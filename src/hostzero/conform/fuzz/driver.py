@@ -26,15 +26,8 @@ from hostzero.conform.fuzz.peer import Peer
 from hostzero.conform.fuzz.watch import PATIENCE
 from hostzero.units import PAGE_SHIFT, PAGE_SIZE, Gpa
 from hostzero.vhost_user.frontend_session import WANTED
-from hostzero.vhost_user.messages import (
-    F_PROTOCOL_FEATURES,
-    U64,
-    ProtocolFeature,
-    Request,
-    VringAddr,
-    VringFd,
-    VringState,
-)
+from hostzero.vhost_user.payloads import U64, VringAddr, VringFd, VringState
+from hostzero.vhost_user.protocol import F_PROTOCOL_FEATURES, ProtocolFeature, Request
 from hostzero.virtio.balloon import CONFIG_POISON_VAL
 from hostzero.virtio.features import Feature, QueueRole, queue_roles
 from hostzero.virtio.mock import MockGuest

@@ -15,7 +15,8 @@ from hostzero.conform.fuzz import files
 from hostzero.conform.fuzz.finding import Ended
 from hostzero.conform.fuzz.peer import Peer
 from hostzero.conform.fuzz.watch import Watch
-from hostzero.vhost_user.messages import FLAG_REPLY, HEADER, VERSION, Request
+from hostzero.vhost_user.messages import FLAG_REPLY, HEADER, VERSION
+from hostzero.vhost_user.protocol import Request
 
 
 def _version(rng: Random, peer: Peer, watch: Watch) -> str:

@@ -11,16 +11,9 @@ from typing import Final, NamedTuple
 from hostzero.conform.fuzz import draw, files
 from hostzero.conform.fuzz.arena import Arena
 from hostzero.conform.fuzz.peer import Peer
-from hostzero.vhost_user.messages import (
-    F_PROTOCOL_FEATURES,
-    FLAG_NEED_REPLY,
-    HEADER,
-    VERSION,
-    MemTable,
-    Region,
-    Request,
-    name_of,
-)
+from hostzero.vhost_user.messages import FLAG_NEED_REPLY, HEADER, VERSION
+from hostzero.vhost_user.payloads import MemTable, Region
+from hostzero.vhost_user.protocol import F_PROTOCOL_FEATURES, Request, name_of
 
 REQUESTS: Final = tuple(request for request in Request if request is not Request.GET_FEATURES)
 """What is sent malformed; GET_FEATURES marks how far the backend has come."""

@@ -18,7 +18,8 @@ from typing import Final
 
 from hostzero.conform.fuzz.finding import Ended, Found, Kind
 from hostzero.conform.fuzz.watch import PATIENCE
-from hostzero.vhost_user.messages import FLAG_NEED_REPLY, HEADER, VERSION, Request, name_of
+from hostzero.vhost_user.messages import FLAG_NEED_REPLY, HEADER, VERSION
+from hostzero.vhost_user.protocol import Request, name_of
 
 LAST_MAX: Final = 32
 """How much of what was done last is told with a finding."""
