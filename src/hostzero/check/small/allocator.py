@@ -34,6 +34,7 @@ from hostzero.check.small.allocator_loop import (
 )
 from hostzero.check.small.layout import DONE, ROWS, STATE
 from hostzero.check.small.small_guest import Setup, action_of, bug, new_guest, state_of, step_of, violation
+from hostzero.check.small.steps import act
 from hostzero.check.small.story import story_of
 from hostzero.check.violation import Violation
 from hostzero.errors import VmBug
@@ -43,8 +44,12 @@ from hostzero.mm.mmzone import MAX_PAGE_ORDER
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+Row = tuple[int, int, int, int]
+"""A step as it stands in the log: its operation and three arguments."""
+
 _EPISODE: Final = 20_000 if COMPILER_ON else 300  # steps
 _CHUNK: Final = 4_000 if COMPILER_ON else 50  # between two reports of progress
+_CHUNK_LARGE: Final = 400 if COMPILER_ON else 50
 _LARGE: Final = 0.02 if COMPILER_ON else 0.25
 """How many of the guests are about large blocks; compiled, each takes the time of a hundred others."""
 _DEEP_EVERY: Final = 64 if COMPILER_ON else 200
@@ -73,6 +78,8 @@ _GROUPS: Final = (
     ((step_codes.ISOLATE, step_codes.UNISOLATE), (0, 0, 1, 4)),
 )
 """Operations that belong together, and how much likelier they may be in an episode."""
+_FLUSHES: Final = (0.0, 0.1, 0.5)
+"""How often an episode reports everything that is free, between two chunks of random steps."""
 
 
 def draw_setup(source: random.Random, pages: int | None) -> Setup:
@@ -132,6 +139,23 @@ def draw_weights(source: random.Random, setup: Setup) -> NDArray[np.int64]:
     return weights
 
 
+def flush_steps(setup: Setup) -> list[Row]:
+    """Return steps, as rows of the log, that report all free blocks to a host that zeroes them.
+
+    By single steps alone, drawn in any order, most of a guest is seldom known to be zero, and more
+    of what can go wrong with a mark needs several at the same time.
+    """
+    rows: list[Row] = []
+    for order in range(min(setup.pages.bit_length() - 1, MAX_PAGE_ORDER), setup.reporting_order - 1, -1):
+        for migratetype in range(3):
+            batch: list[Row] = [(step_codes.REPORT_FILL, order, migratetype, 0)]
+            batch.append((step_codes.REPORT_SEND, 0, 0, 0))
+            batch += [(step_codes.REPORT_ANSWER, at, step_codes.ZEROES, 0) for at in range(setup.capacity)]
+            batch.append((step_codes.REPORT_DRAIN, 1, 0, 0))
+            rows += batch * max(min(setup.pages >> order, 4) // setup.capacity, 1)
+    return rows
+
+
 class AllocatorSearch:
     """Random steps on small guests, checked by the oracle one by one."""
 
@@ -166,10 +190,15 @@ class AllocatorSearch:
             scene.ctl[STATE] = source.getrandbits(62) | 1
             log = np.full(4 * _EPISODE, 0, dtype=np.int64)
             row = np.full(4, 0, dtype=np.int64)
+            chunk = _CHUNK_LARGE if setup.pages >= 1024 else _CHUNK
+            flush, flushes = flush_steps(setup), source.choice(_FLUSHES)
             done = 0
             while done < _EPISODE and time.perf_counter() - started < limits.seconds:
                 begun = time.perf_counter()
-                found = _found(mem, scene, lambda: run_steps(mem, scene, loop, weights, log, row, _CHUNK))  # noqa: B023
+                if source.random() < flushes:
+                    found = _found(mem, scene, lambda: _append(mem, scene, loop, log, flush))  # noqa: B023
+                else:
+                    found = _found(mem, scene, lambda: run_steps(mem, scene, loop, weights, log, row, chunk))  # noqa: B023
                 looping += time.perf_counter() - begun
                 findings.operations += int(loop[COUNT]) - done
                 done = int(loop[COUNT])
@@ -262,6 +291,23 @@ def _loop(setup: Setup) -> NDArray[np.int64]:
     loop[CPUS] = setup.cpus
     loop[DEEP_EVERY] = _DEEP_EVERY
     return loop
+
+
+# As `run_steps` does: a step that is not possible leaves no row in the log.
+def _append(
+    mem: Any, scene: Any, loop: NDArray[np.int64], log: NDArray[np.int64], steps: Sequence[Row]
+) -> int:
+    for step in steps:
+        at = 4 * int(loop[COUNT])
+        if at == len(log):
+            break
+        log[at : at + 4] = step
+        code = int(act(mem, scene, *step))
+        if code != layout.NOT_NOW:
+            loop[COUNT] += 1
+            if code != DONE:
+                return code
+    return DONE
 
 
 def _found(mem: Any, scene: Any, call: Any) -> Violation | None:
