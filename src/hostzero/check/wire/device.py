@@ -37,6 +37,7 @@ from hostzero.check.wire.device_model import (
     Request,
     Ring,
 )
+from hostzero.check.wire.device_repertoire import OPERATIONS, WRITES
 from hostzero.check.wire.shadow import ShadowedMemory
 from hostzero.check.wire.wire_rings import SEGMENT, Place, gather, number, overlap
 from hostzero.device import BalloonDevice, DeviceConfig
@@ -44,7 +45,6 @@ from hostzero.errors import DeviceError, RingError, UsageError
 from hostzero.ram import GuestMemory
 from hostzero.units import Gpa
 from hostzero.virtio.features import Feature, QueueRole
-from hostzero.virtio.ring_layout import RingLayout
 
 QUEUE_SIZES: Final = {INFLATE: 8, "deflate": 4, STATS: 2, HINT: 16, REPORT: 32}
 """All different, so that a queue that took another's number is seen."""
@@ -363,40 +363,3 @@ class DeviceWorld:
         for index, ring in model.rings.items():
             if self.call("last_avail", True, device.last_avail, index) != ring.last:
                 self.fail("rot", "a queue would not be resumed where it stopped", f"queue {index}")
-
-
-Operation = Callable[..., None]
-OPERATIONS: Final[dict[str, Operation]] = {}
-"""What a step may be, by name; `wire_device_steps` fills it."""
-
-
-WRITES: Final[set[str]] = set()
-"""Those steps in which the guest only writes to its memory: nobody can have done anything wrong."""
-
-
-def operation(function: Operation) -> Operation:
-    """Make a function of a world and integers a step of its own name."""
-    OPERATIONS[function.__name__] = function
-    return function
-
-
-def guest_write(function: Operation) -> Operation:
-    """Make it a step that does not call the device."""
-    WRITES.add(function.__name__)
-    return operation(function)
-
-
-def layout_of(world: DeviceWorld, place: Place) -> RingLayout | None:
-    """Have a place checked by the product; it must agree with the text of the specification."""
-    problem = place.problem(world.model.space)
-    made = world.call(
-        "a ring layout",
-        not problem,
-        RingLayout.validated,
-        world.memory,
-        place.size,
-        place.desc,
-        place.avail,
-        place.used,
-    )
-    return None if made is None else made

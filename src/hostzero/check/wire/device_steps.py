@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from hostzero.check.wire.device import DeviceWorld, guest_write, layout_of, operation
+from hostzero.check.wire.device import DeviceWorld
 from hostzero.check.wire.device_model import (
     ACKNOWLEDGE,
     DRIVER,
@@ -17,7 +17,9 @@ from hostzero.check.wire.device_model import (
     VERSION_1,
     Ring,
 )
+from hostzero.check.wire.device_repertoire import guest_write, operation
 from hostzero.check.wire.wire_rings import NEXT, Place, overlap
+from hostzero.virtio.ring_layout import RingLayout
 
 RINGS_AT: Final = 64
 """The page from which on `start` puts its rings, one a page."""
@@ -58,7 +60,7 @@ def setup(world: DeviceWorld, index: int, size: int, desc: int, avail: int, used
     place = Place(size, desc, avail, used)
     if any(overlap(place.parts(), ring.place.parts()) for ring in model.rings.values()):
         return
-    layout = layout_of(world, place)
+    layout = _layout(world, place)
     if layout is None:
         return
     role = model.role(index)
@@ -283,3 +285,19 @@ def hint(world: DeviceWorld, command: int) -> None:
         model.hint = "stopped" if command % 3 == 1 else "done"
     call = (device.hint_start, device.hint_stop, device.hint_done)[command % 3]
     world.call("a hint command", allowed, call)
+
+
+def _layout(world: DeviceWorld, place: Place) -> RingLayout | None:
+    """Have a place checked by the product; it must agree with the text of the specification."""
+    problem = place.problem(world.model.space)
+    made = world.call(
+        "a ring layout",
+        not problem,
+        RingLayout.validated,
+        world.memory,
+        place.size,
+        place.desc,
+        place.avail,
+        place.used,
+    )
+    return None if made is None else made
