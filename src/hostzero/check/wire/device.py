@@ -56,8 +56,13 @@ class DeviceWorld:
     """One device, one guest, and the model that judges them."""
 
     def __init__(self, setup: dict[str, Any]) -> None:
-        """Make the device that `setup` describes: offered, backing, granule, discard_hints."""
-        self.ram = ShadowedMemory(setup["backing"], int(setup["granule"]))
+        """Make the device that `setup` describes.
+
+        It names what is offered, the backing, granule, shape and proves of `ShadowedMemory`, and
+        discard_hints.
+        """
+        shape, proves = int(setup.get("shape", 0)), bool(setup.get("proves", 1))
+        self.ram = ShadowedMemory(setup["backing"], int(setup["granule"]), shape, proves=proves)
         self.memory = self.ram.memory
         self.memory.contains = self._contains  # type: ignore[method-assign]
         self._race: list[int] = []
@@ -120,6 +125,15 @@ class DeviceWorld:
         indices = [(ring.place.used + 2, 2) for ring in self.model.rings.values()]
         if not overlap([(gpa, len(data))], indices):
             self.ram.write(gpa, data)
+
+    def write_around(self, gpa: int, data: bytes) -> None:
+        """Write as the guest, but leave the rings in use as they are."""
+        taken = sorted(part for ring in self.model.rings.values() for part in ring.place.parts())
+        at = gpa
+        for start, length in [*taken, (gpa + len(data), 0)]:
+            if start > at:
+                self.write(at, data[at - gpa : min(start - gpa, len(data))])
+            at = max(at, start + length)
 
     def place(self, index: int) -> Place | None:
         """Return where the ring of a queue lies that is set up."""

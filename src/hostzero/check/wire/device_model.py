@@ -12,7 +12,7 @@ claim is the lack of it called a lost one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from hostzero.check.wire.wire_rings import (
@@ -259,24 +259,31 @@ class DeviceModel:
         self.balloon = self.balloon | in_ram
         if self.inhibited:
             return Change(set(), bitmap)
+        return Change(self.whole_pieces(in_ram, balloon, written), bitmap)
+
+    def whole_pieces(self, pfns: Iterable[int], balloon: set[int], written: Sequence[SEGMENT]) -> set[int]:
+        """Return the pages of those host pages that can be dropped for `pfns`.
+
+        They lie whole in `balloon`, and nothing of them is in `written`.
+        """
         pages: set[int] = set()
-        for piece in {pfn - pfn % self.granule for pfn in in_ram}:
-            whole = range(piece, piece + self.granule)
-            if balloon.issuperset(whole) and not overlap([(piece * PAGE, self.granule * PAGE)], written):
+        for piece in {self.space.host_page(pfn * PAGE, self.granule * PAGE) for pfn in pfns}:
+            if piece is None or overlap([piece], written):
+                continue
+            whole = range(piece[0] // PAGE, (piece[0] + piece[1]) // PAGE)
+            if balloon.issuperset(whole):
                 pages.update(whole)
-        return Change(pages, bitmap)
+        return pages
 
     def _dropped(self, segments: Sequence[SEGMENT]) -> set[int]:
         # Pages, in whole pieces of the host's, that lie in one segment and in no ring.
         pages: set[int] = set()
         if self.inhibited:
             return pages
-        size = self.granule * PAGE
         rings = self.live_bytes()
         for start, length in segments:
-            for piece in range(-(-start // size), (start + length) // size):
-                if not overlap([(piece * size, size)], rings):
-                    pages.update(range(piece * self.granule, (piece + 1) * self.granule))
+            whole = set(range(-(-start // PAGE), (start + length) // PAGE))
+            pages |= self.whole_pieces(whole, whole, rings)
         return pages
 
     def _command(self, data: bytes) -> None:
@@ -291,11 +298,14 @@ class DeviceModel:
     def claims_all(self, request: Request) -> bool:
         """Return whether nothing stands in the way of a report's claim but a discard that fails."""
         parsed = request.parsed
-        size = self.granule * PAGE
         return (
             bool(self.acked & INIT_REPORTED)
             and not (parsed.bad or parsed.readable or self.poisoned or self.inhibited)
             and 0 < parsed.writable_bytes < 1 << 32
-            and all(start % size == 0 and length % size == 0 for start, length in parsed.writable)
+            and all(self._whole(start, length) for start, length in parsed.writable)
             and not overlap(parsed.writable, self.live_bytes())
         )
+
+    def _whole(self, start: int, length: int) -> bool:
+        size = self.granule * PAGE
+        return length % size == 0 and self.space.host_page(start, size) == (start, size)

@@ -83,8 +83,12 @@ def setup(world: DeviceWorld, index: int, size: int, desc: int, avail: int, used
 
 
 @operation
-def start(world: DeviceWorld, word: int, bits: int, at: int) -> None:
-    """Begin anew in the proper order: features, all queues with up to `1 << bits` entries, go."""
+def start(world: DeviceWorld, word: int, bits: int, at: int, *places: int) -> None:
+    """Begin anew in the proper order: features, all queues with up to `1 << bits` entries, go.
+
+    `places` are three addresses for each ring, its parts in the order of the specification; what has
+    none, or cannot lie there, has a page of its own.
+    """
     status(world, 0)
     status(world, ACKNOWLEDGE)
     status(world, ACKNOWLEDGE | DRIVER)
@@ -96,21 +100,24 @@ def start(world: DeviceWorld, word: int, bits: int, at: int) -> None:
             break
         size = min(world.model.sizes[role], 1 << (bits & 7))
         base = (RINGS_AT + index) * PAGE
-        setup(world, index, size, base, base + 1024, base + 2048, at)
+        wanted = places[3 * index : 3 * index + 3]
+        if len(wanted) < 3 or Place(size, *wanted).problem(world.model.space):
+            wanted = (base, base + 1024, base + 2048)
+        setup(world, index, size, *wanted, at)
     status(world, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK)
 
 
 @guest_write
 def dirty(world: DeviceWorld, page: int, count: int) -> None:
-    """Use pages again: fill them with bytes that are not zero."""
+    """Use pages again: fill them with bytes that are not zero, but for rings in use."""
     for pfn in range(page, page + min(count, 64)):
-        world.write(pfn * PAGE, world.ram.pattern(pfn))
+        world.write_around(pfn * PAGE, world.ram.pattern(pfn))
 
 
 @guest_write
 def put(world: DeviceWorld, gpa: int, width: int, value: int) -> None:
     """Write a number of `width` bytes anywhere."""
-    width = min(max(width, 1), 16)
+    width = min(max(width, 1), 128)
     world.write(gpa, (value & (1 << 8 * width) - 1).to_bytes(width, "little"))
 
 
@@ -205,6 +212,12 @@ def fail_discard(world: DeviceWorld, which: int, mode: int) -> None:
     1: at once; 2: halfway; 3: halfway with OSError; 4: halfway with RamError; 5: the kernel's call, halfway.
     """
     world.ram.plan_failure(which, mode)
+
+
+@guest_write
+def stuck(world: DeviceWorld, page: int, count: int) -> None:
+    """Have the host fail at these pages from now on, and at no others; what is before them it drops."""
+    world.ram.plan_stuck(page, count)
 
 
 @guest_write
