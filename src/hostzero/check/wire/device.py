@@ -81,6 +81,7 @@ class DeviceWorld:
         self._interrupted: set[int] = set()
         self._at_interrupt = [0, 0, 0]
         self._avail: dict[int, int] = {}
+        self.stopped: dict[int, Ring] = {}
 
     def close(self) -> None:
         """Give the memory back."""
@@ -111,7 +112,7 @@ class DeviceWorld:
                 operation(self, *step[1:])
         except TakesForEver:
             self.fail("rot", "the device does not come back from a call")
-        self._settle(final=True)
+        self.settle(final=True)
         self._check_notifications(before)
         self._check_state()
 
@@ -173,9 +174,10 @@ class DeviceWorld:
         """Count the available index of a new ring from `start` on."""
         self._avail[index] = start
 
-    def plan_interrupt(self, action: int, index: int, head: int) -> None:
-        """Do something at the next interrupt; see the step `at_interrupt`."""
-        self._at_interrupt = [action, index, head]
+    def plan_interrupt(self, action: int, index: int, head: int, *, but: int = 0) -> None:
+        """Do something at the next interrupt; see the step `at_interrupt`. A planned action `but` stays."""
+        if not but or self._at_interrupt[0] != but:
+            self._at_interrupt = [action, index, head]
 
     @property
     def config_changes(self) -> int:
@@ -193,30 +195,31 @@ class DeviceWorld:
         self.violation = self.violation or Violation(kind, what, claim=claim, history=history, **fields)
         raise Violated(self.violation)
 
-    def expect(self, ring: Ring) -> None:
-        """Take down what the device finds when it looks at a ring."""
+    def expect(self, ring: Ring, most: int = 1 << 16) -> int:
+        """Take down what the device finds when it looks at a ring; return how many requests, up to `most`."""
         ring.served = True
-        while not ring.broken:
+        for found in range(most):
             place = ring.place
             ahead = (number(self.ram.read, place.avail + 2, 2) - ring.last) & 0xFFFF
-            if not ahead:
-                return
+            if ring.broken or not ahead:
+                return found
             head = number(self.ram.read, place.avail_entry(ring.last), 2)
             taken = ring.held is not None and ring.held.parsed.head == head
             if ahead > place.size or head >= place.size or taken:
                 ring.broken = True
                 if ring.role == "deflate":
                     self.model.balloon = set()
-                return
+                return found
             ring.last = (ring.last + 1) & 0xFFFF
             parsed = wire_rings.parse_chain(self.ram.read, self.model.space, place, head)
             request = Request(ring.role, parsed)
             good = not parsed.bad and bool(parsed.readable) and not parsed.writable
             if ring.role == STATS and ring.held is None and good:
-                ring.held = request
+                ring.held, ring.held_at = request, (ring.last - 1) & 0xFFFF
                 self.model.take_figures(gather(self.ram.read, parsed.readable, 2560))
             else:
                 ring.waiting.append(request)
+        return most
 
     def plan_race(self, which: int, addr: int, length: int) -> None:
         """Rewrite a descriptor just after the device has read it; see the step `race`."""
@@ -251,18 +254,18 @@ class DeviceWorld:
         try:
             ring = self.model.rings.get(index)
             if ring is None:
-                self._settle(final=False)
+                self.settle(final=False)
                 return
             place = ring.place
             if self.model.acked & EVENT_IDX:
                 event_at = place.avail + 4 + 2 * place.size
                 # It had asked to be told of the very next entry, and as a good driver does so again.
                 asked = number(self.ram.read, event_at, 2) == ring.used
-                self._settle(final=False, told=place.used if asked else -1)
+                self.settle(final=False, told=place.used if asked else -1)
                 self.write(event_at, ring.used.to_bytes(2, "little"))
             else:
                 asked = not number(self.ram.read, place.avail, 2) & 1
-                self._settle(final=False, told=place.used if asked else -1)
+                self.settle(final=False, told=place.used if asked else -1)
         except Violated:
             return
         action, other, head = self._at_interrupt
@@ -282,9 +285,12 @@ class DeviceWorld:
 
     # ------------------------------------------------------------------ what must hold
 
-    def _settle(self, *, final: bool, told: int = -1) -> None:
-        # `told` is the used ring, if any, of which each publication has brought an interrupt: what
-        # is new there was published at once, and all of it had to be true at this moment.
+    def settle(self, *, final: bool, told: int = -1) -> None:
+        """Judge what came back and what changed since the last time; `final`: nothing more may come.
+
+        `told` is the used ring, if any, of which each publication has brought an interrupt: what
+        is new there was published at once, and all of it had to be true at this moment.
+        """
         rings = self.model.rings
         changed = self.ram.changed()
         answered: list[tuple[Ring, Request, int]] = []

@@ -59,6 +59,7 @@ class Ring:
         broken: whether its ring cannot be trusted until a reset.
         waiting: requests without a used entry, in the order in which they must come back.
         held: the statistics buffer that the device keeps.
+        held_at: the available index of its entry.
         served: whether the device has looked at it in this operation.
     """
 
@@ -69,6 +70,7 @@ class Ring:
     broken: bool = False
     waiting: list[Request] = field(default_factory=list)
     held: Request | None = None
+    held_at: int = 0
     served: bool = False
 
 
@@ -106,6 +108,7 @@ class DeviceModel:
     inhibited: int = 0
     hint: str = "stopped"
     run: int = 0x7FFF_FFFF
+    gave_up: bool = False
     rings: dict[int, Ring] = field(default_factory=dict)
     balloon: set[int] = field(default_factory=set)
     figures: dict[int, int] = field(default_factory=dict)
@@ -122,8 +125,8 @@ class DeviceModel:
 
     @property
     def needs_reset(self) -> bool:
-        """Whether a ring is broken."""
-        return any(ring.broken for ring in self.rings.values())
+        """Whether a ring is broken, or was when it was stopped."""
+        return self.gave_up or any(ring.broken for ring in self.rings.values())
 
     def role(self, index: int) -> str | None:
         """Return what queue `index` carries: numbers are dense over the accepted features."""
@@ -161,9 +164,33 @@ class DeviceModel:
         """Forget everything that a driver said; the target and what inhibits are the host's."""
         self.status = self.accepted = self.acked = self.actual = self.poison = 0
         self.hint = "stopped"
+        self.gave_up = False
         self.rings = {}
         self.balloon = set()
         self.figures = {}
+
+    def stop(self, ring: Ring) -> int:
+        """Take note that a queue stops; return the available index at which it goes on.
+
+        The statistics buffer becomes available again, or comes back if another one did since.
+        """
+        if ring.held is not None and ring.last == (ring.held_at + 1) & 0xFFFF:
+            ring.last = ring.held_at
+        elif ring.held is not None:
+            ring.waiting.append(ring.held)
+        ring.held = None
+        self.gave_up = self.gave_up or ring.broken
+        if ring.role in {INFLATE, DEFLATE}:
+            self.balloon = set()
+        if ring.role == HINT and self.hint != "done":
+            self.hint = "stopped"
+        return ring.last
+
+    def suspend(self) -> None:
+        """Forget the features once every queue has stopped; what the driver wrote stays."""
+        self.status = self.accepted = self.acked = 0
+        self.gave_up = False
+        self.rings = {}
 
     def config(self) -> bytes:
         """Return the 16 bytes of the configuration space."""

@@ -12,6 +12,8 @@ from __future__ import annotations
 import random
 from typing import Any, Final
 
+# Imported for its steps, which make themselves known.
+import hostzero.check.wire.device_pauses  # noqa: F401
 from hostzero.check.recording import Step
 from hostzero.check.wire.device import QUEUE_SIZES
 from hostzero.check.wire.device_model import (
@@ -172,20 +174,41 @@ class Moves:
             return [["avail_flags", index, flags], ["used_event", index, event]]
         if kind < 0.93:
             return [["hint", rng.choice([0, 0, 0, 1, 2])]]
-        if kind < 0.96:
+        if kind < 0.945:
             return [["request_stats"]]
-        if kind < 0.98:
+        if kind < 0.96:
             return [["set_target", rng.choice([0, 1, 16, 100, 176, 177, -1, 1 << 32])]]
+        if kind < 0.995:
+            return self._pause(offered)
         return [["reset"], *self._start(offered)]
+
+    def _pause(self, offered: int) -> list[Step]:
+        # The guest is paused and goes on; what it had asked for last may still wait.
+        rng = self._random
+        index = rng.randrange(len(self._roles))
+        # So may buffers that the device keeps, or gives back because it stops.
+        steps = [*self._request(0.15, index), *self._request(0.15, index)][: rng.choice([-1, None])]
+        if rng.random() < 0.3:
+            steps.append(["at_interrupt", rng.choice([1, 2, 3]), rng.randrange(5), rng.randrange(8)])
+        if rng.random() < 0.6:
+            between = self._request(0.15, index) if rng.random() < 0.3 else []
+            return [*steps, ["stop", index], *between, ["resume", index], ["kick", index]]
+        steps += [["suspend"], *[["same_memory"]] * rng.randrange(2)]
+        if rng.random() < 0.3:
+            steps.append(["write_config", 12, 4, rng.choice([0, 1])])
+        return [*steps, ["wake", offered & ~self._some_bits(rng.choice([0.0, 0.0, 0.1]))]]
 
     def _batch(self, index: int, count: int) -> list[Step]:
         # Several requests and one notification.
+        rng = self._random
         steps: list[Step] = []
-        index = self._random.choice([0, index])
+        index = rng.choice([0, index])
         self._requests.meeting = True
         for _ in range(count):
             steps += self._request(0.15, index)[:-1]
         self._requests.meeting = False
+        if rng.random() < 0.15:
+            return [*steps, ["kick_some", index, rng.choice([1, 1, 2])], ["kick", index]]
         return [*steps, ["kick", index]]
 
     def _request(self, wrong: float, index: int) -> list[Step]:

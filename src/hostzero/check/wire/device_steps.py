@@ -60,7 +60,7 @@ def setup(world: DeviceWorld, index: int, size: int, desc: int, avail: int, used
     place = Place(size, desc, avail, used)
     if any(overlap(place.parts(), ring.place.parts()) for ring in model.rings.values()):
         return
-    layout = _layout(world, place)
+    layout = ring_layout(world, place)
     if layout is None:
         return
     role = model.role(index)
@@ -300,7 +300,7 @@ def hint(world: DeviceWorld, command: int) -> None:
     world.call("a hint command", allowed, call)
 
 
-def _layout(world: DeviceWorld, place: Place) -> RingLayout | None:
+def ring_layout(world: DeviceWorld, place: Place) -> RingLayout | None:
     """Have a place checked by the product; it must agree with the text of the specification."""
     problem = place.problem(world.model.space)
     made = world.call(
