@@ -39,13 +39,15 @@ class DriverMoves:
         """Return which guest it is, and what happens to it."""
         rng = self._random
         guest = rng.choice(["plain", "plain", "plain", *GUESTS])
+        # Hinted blocks are of 4 MiB, and a small guest has none to give.
+        mib = rng.choice([4, 4, 4, 16])
         steps: list[Step] = [["alloc", rng.randrange(6), 0] for _ in range(rng.randrange(3))]
         for _ in range(rng.choice([1, 1, 2])):
             steps.append(self._probe())
             for _ in range(rng.randrange(4, 16)):
                 steps += self._move()
             steps.append(["remove"])
-        return {"guest": guest}, [*steps, ["end"]]
+        return {"guest": guest, "mib": mib}, [*steps, ["end"]]
 
     def _probe(self) -> Step:
         rng = self._random
@@ -71,21 +73,37 @@ class DriverMoves:
             if rng.random() < 0.03:
                 pages = rng.choice([300, 1024, 1 << 31, (1 << 32) - 1])
             return [*self._lies(), ["target", pages]]
-        if kind < 0.66:
+        if kind < 0.62:
             return [["alloc", rng.choice([0, 0, 1, 2, 3, 5, 9]), rng.randrange(2)]]
-        if kind < 0.73:
+        if kind < 0.68:
             return [["free", rng.randrange(24)]]
-        if kind < 0.76:
-            return [*self._lies(), ["command", rng.choice([0, 1, 2, 0x80000000, 0x80000001, (1 << 32) - 1])]]
+        if kind < 0.75:
+            command = rng.choice([0, 1, 2, 0x80000000, 0x80000001, (1 << 32) - 1])
+            return [
+                *self._lies(),
+                ["command", command],
+                *([["command", rng.choice([0, 1])]] * rng.randrange(2)),
+            ]
+        if kind < 0.77:
+            return [["stats"], ["interrupt", rng.randrange(5)]]
         if kind < 0.79:
-            return [["stats"]]
-        if kind < 0.82:
             return [*self._lies(), ["advance", rng.choice([1, 20, 200, 400])]]
-        if kind < 0.83:
-            return [*self._lies(), ["compact"]]
+        if kind < 0.82:
+            move = rng.choice([["compact"], ["contig", rng.randrange(512), rng.choice([0, 3, 5, 9])]])
+            return [["target", rng.choice([5, 9, 33])], *self._lies(), move]
+        if kind < 0.84:
+            # There is no memory: for the next balloon page, ring, or user.
+            after: Step = rng.choice([["alloc", 0, 0], ["target", 40], ["target", 0], ["freeze"]])
+            short: list[Step] = [["target", rng.choice([0, 9, 300])], ["hog", rng.choice([0, 1, 3, 20])]]
+            return [*short, *self._lies(), after, ["alloc", rng.choice([0, 1, 3]), 0], ["restore", 0]]
         if kind < 0.87:
             # Between the two the host may have changed what it offers.
-            return [["freeze"], *self._lies(), ["restore", rng.randrange(2)]]
+            change: list[Step] = []
+            if rng.random() < 0.4:
+                change.append(["offer", _OFFER & ~(1 << rng.randrange(33))])
+            if rng.random() < 0.4:
+                change.append(["resize", rng.randrange(5), rng.choice([0, 1, 2, 4, 32, 3])])
+            return [["freeze"], *change, *self._lies(), ["restore", rng.randrange(2)]]
         if kind < 0.88:
             return [["needs_reset"]]
         which = rng.choice([0, 1, 1, 2, 2, 3])
