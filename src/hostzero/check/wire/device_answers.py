@@ -84,7 +84,8 @@ class Answers:
                 self._fail("corruption", what, str(request))
             for start, size in wire_rings.first_bytes(parsed.writable, length):
                 self._check_zero(start, size, later, f"used length {length} of {request}")
-            if not length and model.claims_all(request) and not self._ram.discard_failed:
+            whole = length == parsed.writable_bytes
+            if not whole and model.claims_all(request) and not self._ram.discard_failed:
                 self._fail("lost", "a report that was dropped is not claimed to be zero", str(request))
         elif length:
             self._fail("rot", "a used length for a request into which nothing is written", str(request))

@@ -173,7 +173,7 @@ class Moves:
             event = rng.choice([0, 1, 2, 65535, 65534])
             return [["avail_flags", index, flags], ["used_event", index, event]]
         if kind < 0.93:
-            return [["hint", rng.choice([0, 0, 0, 1, 2])]]
+            return self._hints()
         if kind < 0.945:
             return [["request_stats"]]
         if kind < 0.96:
@@ -181,6 +181,23 @@ class Moves:
         if kind < 0.995:
             return self._pause(offered)
         return [["reset"], *self._start(offered)]
+
+    def _hints(self) -> list[Step]:
+        # A run of hints as its driver does it, or something like it.
+        rng = self._random
+        steps: list[Step] = [["hint", rng.choice([0, 0, 0, 1, 2])]]
+        if "free-page" not in self._roles:
+            return steps
+        index = self._roles.index("free-page")
+        for _ in range(rng.choice([0, 1, 1, 2])):
+            steps += [["put_command", ANSWERS_AT, rng.choice([0, 0, 0, 0, 1, -1])]]
+            steps += [["chain", index, 0, ANSWERS_AT, 4, 0], ["kick", index]]
+            for _ in range(rng.choice([1, 1, 2])):
+                before, fields = self._requests.pages_request(0.1, self._sizes[index])
+                steps += [*before, ["chain", index, 0, *fields], ["kick", index]]
+            if rng.random() < 0.3:
+                steps.append(["hint", rng.choice([0, 1, 2])])
+        return steps
 
     def _pause(self, offered: int) -> list[Step]:
         # The guest is paused and goes on; what it had asked for last may still wait.

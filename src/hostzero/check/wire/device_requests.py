@@ -118,11 +118,19 @@ class Requests:
             return [["pfns", at, *numbers]], [at, len(data), 0]
         steps: list[Step] = []
         fields: list[int] = []
-        for start, length in self._cut(len(data), rng.choice([1, 4]), room):
+        pieces = self._cut(len(data), rng.choice([1, 4]), room)
+        order = list(range(len(pieces)))
+        if rng.random() < 0.6:
+            # Not one behind the other.
+            rng.shuffle(order)
+        places = [0] * len(pieces)
+        for piece in order:
             at += rng.choice([0, 1, 4, PAGE // 2])
-            steps += self.put(at, data[start : start + length])
-            fields += [at if length else self._places.address(at), length, 0]
-            at += length
+            places[piece] = at
+            at += pieces[piece][1]
+        for (start, length), place in zip(pieces, places, strict=True):
+            steps += self.put(place, data[start : start + length])
+            fields += [place if length else self._places.address(place), length, 0]
         return steps, fields
 
     def _bitmap(
@@ -138,10 +146,15 @@ class Requests:
             at = spots.pop() + rng.choice([1, 1, 2, 5, PAGE - 1]) if spots else ANSWERS_AT + 64
             if rng.random() < wrong / 4:
                 # In a page that this request, or one before it, has given away.
-                at = rng.choice([self._places.page(), *numbers]) * PAGE + rng.randrange(1, PAGE)
+                page = rng.choice([self._places.page(), *numbers])
+                at = page * PAGE + rng.choice([0, 1, PAGE // 2, PAGE - 1, -1])
             if self.meeting and rng.random() < 0.4:
                 # In a page that the request before it, of the same notification, has given away.
-                at = rng.choice(self._named) * PAGE + rng.choice([1, PAGE // 2])
+                at = rng.choice(self._named) * PAGE + rng.choice([0, 1, PAGE // 2, -1])
+            at = max(at, 0)
+            if fields and rng.random() < wrong / 4:
+                # In what the piece before it has.
+                at = fields[-3] + rng.choice([0, 1])
             noise = rng.choice([0, (1 << 128) - 1, rng.getrandbits(128)])
             steps.append(["put", max(at - 1, 0), 16, noise])
             fields += [at if length else self._places.address(at), length, WRITE]

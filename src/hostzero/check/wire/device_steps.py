@@ -122,6 +122,13 @@ def put(world: DeviceWorld, gpa: int, width: int, value: int) -> None:
 
 
 @guest_write
+def put_command(world: DeviceWorld, gpa: int, more: int) -> None:
+    """Write the command id that the configuration space has, plus a number."""
+    command = int.from_bytes(world.model.config()[8:12], "little") + more
+    world.write(gpa, (command & 0xFFFF_FFFF).to_bytes(4, "little"))
+
+
+@guest_write
 def pfns(world: DeviceWorld, gpa: int, *numbers: int) -> None:
     """Write an array of page numbers."""
     world.write(gpa, b"".join((pfn & 0xFFFF_FFFF).to_bytes(4, "little") for pfn in numbers))

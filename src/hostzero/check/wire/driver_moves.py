@@ -70,8 +70,9 @@ class DriverMoves:
             return [*self._lies(), ["flush", rng.randrange(7)]]
         if kind < 0.52:
             pages = rng.choice([0, 0, 0, 1, 7, 8, 9, 16, 17, 33, rng.randrange(40), rng.randrange(40)])
-            if rng.random() < 0.03:
-                pages = rng.choice([300, 1024, 1 << 31, (1 << 32) - 1])
+            if rng.random() < 0.15:
+                # A request has room for 256, and a balloon may have all there is.
+                pages = rng.choice([255, 256, 256, 257, 300, 520, 1024, (1 << 32) - 1])
             return [*self._lies(), ["target", pages]]
         if kind < 0.62:
             return [["alloc", rng.choice([0, 0, 1, 2, 3, 5, 9]), rng.randrange(2)]]
