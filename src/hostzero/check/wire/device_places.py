@@ -23,7 +23,7 @@ _TOP: Final = 1 << 64
 _FREE: Final = ((0, 40), (0, 40), (72, 24), (96, 48), (256, 16), (1 << 28, 16))
 
 # Where rings may lie that are not in their usual pages: the first page, how many.
-_RING_ROOM: Final = ((64, 16), (2, 24), (78, 18), (98, 24), (256, 16))
+_RING_ROOM: Final = ((69, 27), (2, 40), (98, 40), (256, 16), (1 << 28, 16))
 
 
 class Places:
@@ -62,6 +62,8 @@ class Places:
         first, count = rng.choice(_RING_ROOM)
         end = (first + count) * PAGE
         at = first * PAGE + rng.choice([0, 16, 2048, PAGE - 16])
+        # Close together, or so far apart that many a page holds the end of one part and nothing else.
+        gaps = rng.choice([(0, 0, 2, 64, 1024), (0, 2, PAGE)])
         addresses: list[int] = []
         self._rings = []
         for size in sizes:
@@ -70,7 +72,7 @@ class Places:
             parts = [0, 0, 0]
             for part in order:
                 length, align = ((16 * size, 16), (6 + 2 * size, 2), (6 + 8 * size, 4))[part]
-                at += rng.choice([0, 0, 2, 64, 1024])
+                at += rng.choice(gaps)
                 if rng.random() < 0.6:
                     # This many bytes of it are in the next page.
                     behind = rng.choice([2, 2, 4, 16, length // 2])

@@ -51,7 +51,10 @@ class DriverMoves:
 
     def _probe(self) -> Step:
         rng = self._random
-        offered = _OFFER & ~sum(1 << bit for bit in range(33) if rng.random() < 0.06)
+        few = rng.choice([0.06, 0.06, 0.3])
+        offered = _OFFER & ~sum(1 << bit for bit in range(32) if rng.random() < few)
+        if rng.random() < 0.06:
+            offered &= ~VERSION_1
         if rng.random() < 0.2:
             offered &= ~rng.choice(
                 [REPORTING, INIT_REPORTED, INIT_ON_INFLATE, INIT_REPORTED | INIT_ON_INFLATE]
@@ -104,7 +107,9 @@ class DriverMoves:
                 change.append(["offer", _OFFER & ~(1 << rng.randrange(33))])
             if rng.random() < 0.4:
                 change.append(["resize", rng.randrange(5), rng.choice([0, 1, 2, 4, 32, 3])])
-            return [["freeze"], *change, *self._lies(), ["restore", rng.randrange(2)]]
+            # What it has been told just before is what it must remember or forget.
+            told: list[Step] = rng.choice([[], [["flush", rng.randrange(7)]], [["target", 9], ["flush", 4]]])
+            return [*told, ["freeze"], *change, *self._lies(), ["restore", rng.randrange(2)]]
         if kind < 0.88:
             return [["needs_reset"]]
         which = rng.choice([0, 1, 1, 2, 2, 3])
