@@ -55,7 +55,7 @@ class DriverMoves:
         offered = _OFFER & ~sum(1 << bit for bit in range(32) if rng.random() < few)
         if rng.random() < 0.06:
             offered &= ~VERSION_1
-        if rng.random() < 0.2:
+        if rng.random() < 0.35:
             offered &= ~rng.choice(
                 [REPORTING, INIT_REPORTED, INIT_ON_INFLATE, INIT_REPORTED | INIT_ON_INFLATE]
             )
@@ -100,7 +100,7 @@ class DriverMoves:
             after: Step = rng.choice([["alloc", 0, 0], ["target", 40], ["target", 0], ["freeze"]])
             short: list[Step] = [["target", rng.choice([0, 9, 300])], ["hog", rng.choice([0, 1, 3, 20])]]
             return [*short, *self._lies(), after, ["alloc", rng.choice([0, 1, 3]), 0], ["restore", 0]]
-        if kind < 0.87:
+        if kind < 0.89:
             # Between the two the host may have changed what it offers.
             change: list[Step] = []
             if rng.random() < 0.4:
@@ -110,7 +110,7 @@ class DriverMoves:
             # What it has been told just before is what it must remember or forget.
             told: list[Step] = rng.choice([[], [["flush", rng.randrange(7)]], [["target", 9], ["flush", 4]]])
             return [*told, ["freeze"], *change, *self._lies(), ["restore", rng.randrange(2)]]
-        if kind < 0.88:
+        if kind < 0.9:
             return [["needs_reset"]]
         which = rng.choice([0, 1, 1, 2, 2, 3])
         value = {0: 1, 1: 1, 2: rng.randrange(4), 3: rng.randrange(1, 24)}[which]
