@@ -112,3 +112,12 @@ def test_a_device_that_offers_less_when_the_guest_wakes_up(world: DriverWorld) -
     assert world.driver.state.value == "frozen"
     for step in [["offer", HONEST_FEATURES], ["restore", 0], ["end"]]:
         world.step(list(step))
+
+
+def test_a_guest_that_only_slept_remembers(world: DriverWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in [PROBE, ["flush", 4], ["freeze"], ["restore", 0], ["freeze"]]:
+        world.step(list(step))
+    restore = world.driver.restore
+    monkeypatch.setattr(world.driver, "restore", lambda *, hibernated: restore(hibernated=True))
+    with pytest.raises(Violated, match="lay untouched"):
+        world.step(["restore", 0])

@@ -66,7 +66,6 @@ class Moves:
         offered = ALL & ~self._some_bits(0.12)
         if not offered & REPORTING:
             offered &= ~INIT_REPORTED
-        self._places.forget()
         setup: dict[str, Any] = {
             "offered": offered,
             "backing": rng.choice(["anonymous", "memfd", RECEIVED]),
@@ -75,6 +74,7 @@ class Moves:
             "shape": rng.randrange(len(SHAPES)),
             "proves": int(rng.random() < 0.93),
         }
+        self._places.forget(setup["shape"])
         steps: list[Step] = []
         for _ in range(rng.choice([1, 1, 2, 3])):
             steps += self._start(offered)
@@ -266,13 +266,17 @@ class Moves:
     def _pieces(self) -> list[Step]:
         # Parts of one piece of eight pages go into the balloon and out of it, and are used between.
         rng = self._random
-        first = self._places.page() // 8 * 8
+        first = self._places.piece(self._places.page())
         steps: list[Step] = [["dirty", first, 8]]
         for _ in range(rng.randrange(2, 6)):
             half = first + rng.choice([0, 4])
             count = rng.choice([4, 4, 8]) if half == first else 4
             index = rng.choice([0, 0, 1])
-            bitmap = [ANSWERS_AT, 1, WRITE] if index == 0 and rng.random() < 0.8 else []
+            # The answer may go to a page that was given away before.
+            answer = (
+                ANSWERS_AT if rng.random() < 0.7 else (first + rng.randrange(8)) * PAGE + rng.choice([0, 1])
+            )
+            bitmap = [answer, 1, WRITE] if index == 0 and rng.random() < 0.8 else []
             broken = rng.random() < (0.35 if index else 0.1)
             length = 4 * count + (rng.choice([-1, 2, 20000]) if broken else 0)
             steps.append(["run", ARRAYS_AT, half, count])

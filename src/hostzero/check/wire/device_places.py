@@ -9,7 +9,7 @@ from typing import Final
 
 from hostzero.check.wire.device_model import PAGE
 from hostzero.check.wire.device_steps import RINGS_AT
-from hostzero.check.wire.shadow import REGIONS
+from hostzero.check.wire.shadow import REGIONS, SHAPES
 
 ARRAYS_AT: Final = 48 * PAGE
 """Where page numbers are written: 8 pages of them."""
@@ -32,11 +32,13 @@ class Places:
     def __init__(self, rng: random.Random) -> None:
         """Draw from `rng`."""
         self._random = rng
+        self._shape = 0
         self._recent: list[int] = []
         self._rings: list[int] = []
 
-    def forget(self) -> None:
-        """Begin a new episode."""
+    def forget(self, shape: int = 0) -> None:
+        """Begin a new episode, on memory of a shape."""
+        self._shape = shape
         self._recent = []
         self._rings = []
 
@@ -51,6 +53,13 @@ class Places:
         first, count = rng.choice(_FREE)
         page = first + rng.choice([rng.randrange(count), count - 1 - rng.randrange(3)])
         self._recent = [page - page % 8, *self._recent[:2]]
+        return page
+
+    def piece(self, page: int) -> int:
+        """Return the first of the eight pages around one that a host may drop in one piece."""
+        for first, at, count in SHAPES[self._shape]:
+            if first <= page < first + count:
+                return max(page - (at + page - first) % 8, first)
         return page
 
     def rings(self, sizes: Sequence[int]) -> list[int]:

@@ -63,7 +63,7 @@ class Requests:
         for _ in range(rng.choice([1, 1, 1, 2, 3])):
             page = self._places.page()
             count = rng.choice([1, 1, 2, 3, 4, 8, 8])
-            page -= page % 8 if count == 8 else 0
+            page = self._places.piece(page) if count == 8 else page
             if rng.random() < wrong / 3:
                 # Pages that hold a ring or a buffer: given away, and in use.
                 start = rng.choice([ARRAYS_AT, ANSWERS_AT, RINGS_AT * PAGE])
@@ -88,7 +88,7 @@ class Requests:
         first = self._places.page()
         if rng.random() < 0.25:
             # A host that drops eight pages in one piece sees a piece come in two requests.
-            first -= first % 8 - rng.choice([0, 4])
+            first = self._places.piece(first) + rng.choice([0, 4])
             numbers = list(range(first, first + 4))
         else:
             numbers = []
@@ -144,9 +144,9 @@ class Requests:
         pieces = self._cut(size, 1, room) if rng.random() < 0.4 else [(0, size)]
         for _, length in pieces:
             at = spots.pop() + rng.choice([1, 1, 2, 5, PAGE - 1]) if spots else ANSWERS_AT + 64
-            if rng.random() < wrong / 4:
-                # In a page that this request, or one before it, has given away.
-                page = rng.choice([self._places.page(), *numbers])
+            if rng.random() < wrong / 2:
+                # In a page that this request, or one before it, has given away, at an edge above all.
+                page = rng.choice([self._places.page(), min(numbers), max(numbers), *numbers])
                 at = page * PAGE + rng.choice([0, 1, PAGE // 2, PAGE - 1, -1])
             if self.meeting and rng.random() < 0.4:
                 # In a page that the request before it, of the same notification, has given away.

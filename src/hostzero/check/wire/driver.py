@@ -46,6 +46,8 @@ from hostzero.units import Gpa, Pfn
 
 USERS_MAX: Final = 24
 HISTORY: Final = 12
+KEPT_ORDER: Final = 6
+"""Blocks that rings are not made of while there are smaller ones, in pages as a power of two."""
 FILL: Final = 0xA5
 
 CHANGED: Final = "a configuration change"
@@ -228,6 +230,26 @@ class DriverWorld:
             word = wrong_word(self.driver, self.mm, self.pages_at_boot, self.device.written)
         if word is not None:
             self.fail("rot", word)
+
+    def check_kept(self, known: set[tuple[int, int]]) -> None:
+        """Check that free blocks which lay untouched are still known to be zero.
+
+        That can be told where a driver came back with nothing in its balloon, and with memory to spare.
+        """
+        driver, pages = self.driver, self.mm.mem.mem_map[: self.mm.nr_pages]
+        if driver.state is not State.ACTIVE or driver.num_pages or self.device.cmd_id or self.leaks:
+            return
+        if self.mm.vm_stats().free_pages < self.mm.nr_pages // 2:
+            return
+        for pfn, order in sorted(known - set(self.marked())):
+            head = pages[pfn]
+            if order >= KEPT_ORDER and head.page_type == PGTY_buddy and head.private == order:
+                self.fail(
+                    "lost",
+                    "a block that lay untouched is not known to be zero any more",
+                    pfn=pfn,
+                    order=order,
+                )
 
     def _check_unreset(self) -> None:
         pages = self.mm.mem.mem_map[: self.mm.nr_pages]

@@ -50,9 +50,12 @@ def restore(world: DriverWorld, hibernated: int) -> None:
             world.bytes[pfn * PAGE : (pfn + (1 << int(pages[pfn].private))) * PAGE] = FILL
     device = world.device
     agreed = device.offered_then
+    known = set(world.marked())
     world.call("restore", lambda: world.driver.restore(hibernated=bool(hibernated & 1)))
     if device.acked & ~device.offered_then:
         world.fail("rot", "a driver goes on with a feature that is not offered any more")
+    if not hibernated & 1:
+        world.check_kept(known)
     # It goes on with what it had, even if more is offered now.
     device.offered_then = agreed
 
