@@ -62,7 +62,7 @@ class Requests:
         fields: list[int] = []
         for _ in range(rng.choice([1, 1, 1, 2, 3])):
             page = self._places.page()
-            count = rng.choice([1, 1, 2, 3, 4, 8, 8])
+            count = rng.choice([1, 1, 2, 3, 4, 8, 8, 24])
             page = self._places.piece(page) if count == 8 else page
             if rng.random() < wrong / 3:
                 # Pages that hold a ring or a buffer: given away, and in use.
