@@ -63,6 +63,11 @@ def test_each_rule_of_a_request(world: DriverWorld) -> None:
         assert what in str(wrong(role, parsed))
 
 
+def do(world: DriverWorld, *steps: list[object]) -> None:
+    for step in steps:
+        world.step(step)
+
+
 PLANTS: list[tuple[str, Callable[[DriverWorld], object]]] = [
     ("does not count its balloon", lambda world: world.mm.adjust_managed_page_count(1)),
     ("how many pages are in its balloon", lambda world: world.mm.balloon.dequeue(1)),
@@ -84,8 +89,7 @@ def test_each_number_is_looked_at(what: str, plant: Callable[[DriverWorld], obje
 
 def test_a_guest_without_memory(world: DriverWorld) -> None:
     steps: list[list[object]] = [PROBE, ["target", 9], ["hog", 0], ["alloc", 0, 0], ["target", 40]]
-    for step in [*steps, ["freeze"], ["restore", 0], ["end"]]:
-        world.step(step)
+    do(world, *steps, ["freeze"], ["restore", 0], ["end"])
 
 
 def test_a_large_guest_has_blocks_to_hint() -> None:
@@ -93,8 +97,7 @@ def test_a_large_guest_has_blocks_to_hint() -> None:
     world.step(["probe", HONEST_FEATURES | 8])
     world.step(["command", 0x8000_0000])
     assert world.driver.num_free_page_blocks
-    for step in (["command", 1], ["interrupt", 3], ["lie", WITHHOLD, 0], ["command", 7], ["end"]):
-        world.step(list(step))
+    do(world, ["command", 1], ["interrupt", 3], ["lie", WITHHOLD, 0], ["command", 7], ["end"])
     world.close()
 
 
@@ -107,16 +110,13 @@ def test_a_range_is_taken_from_the_balloon(world: DriverWorld) -> None:
 
 
 def test_a_device_that_offers_less_when_the_guest_wakes_up(world: DriverWorld) -> None:
-    for step in [PROBE, ["freeze"], ["offer", HONEST_FEATURES & ~32], ["resize", 0, 8], ["restore", 0]]:
-        world.step(list(step))
+    do(world, PROBE, ["freeze"], ["offer", HONEST_FEATURES & ~32], ["resize", 0, 8], ["restore", 0])
     assert world.driver.state.value == "frozen"
-    for step in [["offer", HONEST_FEATURES], ["restore", 0], ["end"]]:
-        world.step(list(step))
+    do(world, ["offer", HONEST_FEATURES], ["restore", 0], ["end"])
 
 
 def test_a_guest_that_only_slept_remembers(world: DriverWorld, monkeypatch: pytest.MonkeyPatch) -> None:
-    for step in [PROBE, ["flush", 4], ["freeze"], ["restore", 0], ["freeze"]]:
-        world.step(list(step))
+    do(world, PROBE, ["flush", 4], ["freeze"], ["restore", 0], ["freeze"])
     restore = world.driver.restore
     monkeypatch.setattr(world.driver, "restore", lambda *, hibernated: restore(hibernated=True))
     with pytest.raises(Violated, match="lay untouched"):

@@ -103,6 +103,8 @@ def _resume(world: DeviceWorld, index: int) -> None:
     if any(overlap(place.parts(), ring.place.parts()) for ring in model.rings.values()):
         return
     layout = ring_layout(world, place)
+    if layout is None:
+        return
     role = model.role(index)
     allowed = role is not None and place.size <= model.sizes[role]
     if allowed and role is not None:

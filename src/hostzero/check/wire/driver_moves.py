@@ -93,7 +93,7 @@ class DriverMoves:
         if kind < 0.79:
             return [*self._lies(), ["advance", rng.choice([1, 20, 200, 400])]]
         if kind < 0.82:
-            move = rng.choice([["compact"], ["contig", rng.randrange(512), rng.choice([0, 3, 5, 9])]])
+            move: Step = rng.choice([["compact"], ["contig", rng.randrange(512), rng.choice([0, 3, 5, 9])]])
             return [["target", rng.choice([5, 9, 33])], *self._lies(), move]
         if kind < 0.84:
             # There is no memory: for the next balloon page, ring, or user.
