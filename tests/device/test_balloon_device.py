@@ -446,6 +446,41 @@ def test_a_held_buffer_that_cannot_go_back_is_returned(guest: Guest) -> None:
     assert ring.returned() == [(0, 0)]
 
 
+def _two_statistics_buffers(guest: Guest) -> None:
+    guest.memory.write(Gpa(BITMAP_AT), struct.pack("<HQ", 4, 9))
+    for first in (0, 1):
+        guest.put(QueueRole.STATS, [(BITMAP_AT, 10)], first=first)
+    guest.kick(QueueRole.STATS)
+    guest.rings[QueueRole.STATS].set_used_event(1)
+
+
+@pytest.mark.parametrize("stop", ["stop_queue", "suspend"])
+def test_a_driver_may_reset_the_device_when_a_stop_returns_its_buffer(guest: Guest, stop: str) -> None:
+    """The queue that stops is gone already then, and so are all others."""
+    _two_statistics_buffers(guest)
+    guest.on_interrupt = lambda role: guest.device.set_status(0)
+    if stop == "suspend":
+        guest.device.suspend()
+    else:
+        guest.device.stop_queue(guest.indices[QueueRole.STATS])
+    assert guest.device.status() == 0
+    assert guest.device.queue_size_max(0) == 0
+
+
+def test_a_buffer_that_comes_when_a_stop_returns_another_is_not_lost(guest: Guest) -> None:
+    _two_statistics_buffers(guest)
+    index = guest.indices[QueueRole.STATS]
+
+    def send(role: QueueRole) -> None:
+        guest.on_interrupt = lambda role: None
+        guest.put(role, [(BITMAP_AT, 10)], first=1)
+        guest.device.notify(index)
+
+    guest.on_interrupt = send
+    # Three were sent, and the third one, which would have been kept, is available again.
+    assert guest.device.stop_queue(index) == 2
+
+
 def test_a_stop_ends_a_run_of_hinting_but_leaves_done(guest: Guest) -> None:
     index = guest.indices[QueueRole.FREE_PAGE]
     guest.device.hint_start()

@@ -248,18 +248,23 @@ class BalloonDevice:
         server = self._queues.get(index)
         if server is None:
             raise DeviceError(f"queue {index} is not set up")
-        held = self._stats.take_held() if server.role is QueueRole.STATS else None
-        try:
-            server.queue.rewind()
-        except RingError:
-            # A later buffer was returned before the held one, so going back would pop it twice.
-            if held is not None:
-                server.give_back(held)
+        while True:
+            held = self._stats.take_held() if server.role is QueueRole.STATS else None
+            try:
+                server.queue.rewind()
+            except RingError:
+                # A later buffer was returned before the held one, so going back would pop it twice.
+                if held is not None:
+                    server.give_back(held)
+                    # The driver may have answered by another buffer, or by a reset.
+                    continue
+            break
         self._handlers[server.role].stopped()
         last_avail = server.queue.last_avail
         server.queue.release()
-        del self._queues[index]
-        self._find_rings()
+        if self._queues.get(index) is server:
+            del self._queues[index]
+            self._find_rings()
         return last_avail
 
     def suspend(self) -> None:
@@ -269,8 +274,8 @@ class BalloonDevice:
         expects `actual` and `poison_val` to be there when it goes on. Both may be kept: the
         next driver writes them itself, and until then a poison value only prevents discards.
         """
-        for index in list(self._queues):
-            self.stop_queue(index)
+        while self._queues:
+            self.stop_queue(next(iter(self._queues)))
         self._state.acked = self._driver_features = Feature(0)
         self._status = Status(0)
 

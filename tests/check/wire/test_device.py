@@ -12,7 +12,8 @@ import hostzero.check.wire.device_steps  # noqa: F401 - its steps make themselve
 from hostzero.check.violation import Violated
 from hostzero.check.wire.device import DeviceWorld
 from hostzero.check.wire.device_model import PAGE
-from hostzero.check.wire.device_moves import ALL, ANSWERS_AT, ARRAYS_AT, Moves
+from hostzero.check.wire.device_moves import ALL, Moves
+from hostzero.check.wire.device_places import ANSWERS_AT, ARRAYS_AT
 from hostzero.check.wire.wire_rings import WRITE
 from hostzero.errors import DeviceError, UsageError
 from hostzero.units import Gpa

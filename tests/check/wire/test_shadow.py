@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from hostzero.check.wire.device_model import PAGE
-from hostzero.check.wire.shadow import RAM_PAGES, REGIONS, ShadowedMemory
-from hostzero.errors import RamError
+from hostzero.check.wire.shadow import RAM_PAGES, RECEIVED, REGIONS, SHAPES, ShadowedMemory
+from hostzero.errors import RamError, UsageError
 from hostzero.units import Gpa
 
 
@@ -71,3 +71,44 @@ def test_a_host_with_large_pages_drops_whole_pieces() -> None:
     assert zero_pages(ram) == 8
     assert ram.memory.discard(Gpa(0), 16 * PAGE)
     ram.close()
+
+
+@pytest.mark.parametrize("backing", ["anonymous", "memfd", RECEIVED])
+@pytest.mark.parametrize("shape", range(len(SHAPES)))
+def test_every_byte_of_the_host_is_seen_wherever_regions_lie(backing: str, shape: int) -> None:
+    ram = ShadowedMemory(backing, 8, shape)
+    assert ram.bytes.size == RAM_PAGES * PAGE
+    for index, (first, at, count) in enumerate(SHAPES[shape]):
+        assert ram.space.origins[index] == ram.offset(first * PAGE, PAGE) == at * PAGE
+        whole = ram.space.host_page((first + 8) * PAGE, 8 * PAGE)
+        assert whole is not None
+        assert ram.memory.discard(Gpa(whole[0]), whole[1])
+        start = at - first + whole[0] // PAGE
+        assert start % 8 == 0
+        assert not ram.bytes[start * PAGE : (start + 8) * PAGE].any()
+        assert count > 8
+    assert zero_pages(ram) == 8 * len(SHAPES[shape])
+    ram.close()
+
+
+def test_a_host_fails_at_its_stuck_pages_again_and_again(ram: ShadowedMemory) -> None:
+    ram.plan_stuck(3, 1)
+    for _ in range(2):
+        assert not ram.memory.discard(Gpa(0), 6 * PAGE)
+    assert ram.discard_failed
+    assert zero_pages(ram) == 3
+    ram.plan_stuck(0, 0)
+    assert ram.memory.discard(Gpa(0), 6 * PAGE)
+
+
+def test_a_host_without_proof_forgets_every_other_page() -> None:
+    ram = ShadowedMemory("memfd", 1, proves=False)
+    assert not ram.memory.discard(Gpa(0), 4 * PAGE)
+    assert zero_pages(ram) == 2
+    assert ram.discard_failed
+    ram.close()
+
+
+def test_a_backing_that_nobody_knows_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match="'tape'"):
+        ShadowedMemory("tape", 1)

@@ -37,6 +37,7 @@ from hostzero.check.wire.device_model import (
     Request,
     Ring,
 )
+from hostzero.check.wire.device_repertoire import OPERATIONS, WRITES
 from hostzero.check.wire.shadow import ShadowedMemory
 from hostzero.check.wire.wire_rings import SEGMENT, Place, gather, number, overlap
 from hostzero.device import BalloonDevice, DeviceConfig
@@ -44,7 +45,6 @@ from hostzero.errors import DeviceError, RingError, UsageError
 from hostzero.ram import GuestMemory
 from hostzero.units import Gpa
 from hostzero.virtio.features import Feature, QueueRole
-from hostzero.virtio.ring_layout import RingLayout
 
 QUEUE_SIZES: Final = {INFLATE: 8, "deflate": 4, STATS: 2, HINT: 16, REPORT: 32}
 """All different, so that a queue that took another's number is seen."""
@@ -56,8 +56,13 @@ class DeviceWorld:
     """One device, one guest, and the model that judges them."""
 
     def __init__(self, setup: dict[str, Any]) -> None:
-        """Make the device that `setup` describes: offered, backing, granule, discard_hints."""
-        self.ram = ShadowedMemory(setup["backing"], int(setup["granule"]))
+        """Make the device that `setup` describes.
+
+        It names what is offered, the backing, granule, shape and proves of `ShadowedMemory`, and
+        discard_hints.
+        """
+        shape, proves = int(setup.get("shape", 0)), bool(setup.get("proves", 1))
+        self.ram = ShadowedMemory(setup["backing"], int(setup["granule"]), shape, proves=proves)
         self.memory = self.ram.memory
         self.memory.contains = self._contains  # type: ignore[method-assign]
         self._race: list[int] = []
@@ -76,6 +81,7 @@ class DeviceWorld:
         self._interrupted: set[int] = set()
         self._at_interrupt = [0, 0, 0]
         self._avail: dict[int, int] = {}
+        self.stopped: dict[int, Ring] = {}
 
     def close(self) -> None:
         """Give the memory back."""
@@ -106,7 +112,7 @@ class DeviceWorld:
                 operation(self, *step[1:])
         except TakesForEver:
             self.fail("rot", "the device does not come back from a call")
-        self._settle(final=True)
+        self.settle(final=True)
         self._check_notifications(before)
         self._check_state()
 
@@ -120,6 +126,15 @@ class DeviceWorld:
         indices = [(ring.place.used + 2, 2) for ring in self.model.rings.values()]
         if not overlap([(gpa, len(data))], indices):
             self.ram.write(gpa, data)
+
+    def write_around(self, gpa: int, data: bytes) -> None:
+        """Write as the guest, but leave the rings in use as they are."""
+        taken = sorted(part for ring in self.model.rings.values() for part in ring.place.parts())
+        at = gpa
+        for start, length in [*taken, (gpa + len(data), 0)]:
+            if start > at:
+                self.write(at, data[at - gpa : min(start - gpa, len(data))])
+            at = max(at, start + length)
 
     def place(self, index: int) -> Place | None:
         """Return where the ring of a queue lies that is set up."""
@@ -159,9 +174,10 @@ class DeviceWorld:
         """Count the available index of a new ring from `start` on."""
         self._avail[index] = start
 
-    def plan_interrupt(self, action: int, index: int, head: int) -> None:
-        """Do something at the next interrupt; see the step `at_interrupt`."""
-        self._at_interrupt = [action, index, head]
+    def plan_interrupt(self, action: int, index: int, head: int, *, but: int = 0) -> None:
+        """Do something at the next interrupt; see the step `at_interrupt`. A planned action `but` stays."""
+        if not but or self._at_interrupt[0] != but:
+            self._at_interrupt = [action, index, head]
 
     @property
     def config_changes(self) -> int:
@@ -179,30 +195,31 @@ class DeviceWorld:
         self.violation = self.violation or Violation(kind, what, claim=claim, history=history, **fields)
         raise Violated(self.violation)
 
-    def expect(self, ring: Ring) -> None:
-        """Take down what the device finds when it looks at a ring."""
+    def expect(self, ring: Ring, most: int = 1 << 16) -> int:
+        """Take down what the device finds when it looks at a ring; return how many requests, up to `most`."""
         ring.served = True
-        while not ring.broken:
+        for found in range(most):
             place = ring.place
             ahead = (number(self.ram.read, place.avail + 2, 2) - ring.last) & 0xFFFF
-            if not ahead:
-                return
+            if ring.broken or not ahead:
+                return found
             head = number(self.ram.read, place.avail_entry(ring.last), 2)
             taken = ring.held is not None and ring.held.parsed.head == head
             if ahead > place.size or head >= place.size or taken:
                 ring.broken = True
                 if ring.role == "deflate":
                     self.model.balloon = set()
-                return
+                return found
             ring.last = (ring.last + 1) & 0xFFFF
             parsed = wire_rings.parse_chain(self.ram.read, self.model.space, place, head)
             request = Request(ring.role, parsed)
             good = not parsed.bad and bool(parsed.readable) and not parsed.writable
             if ring.role == STATS and ring.held is None and good:
-                ring.held = request
+                ring.held, ring.held_at = request, (ring.last - 1) & 0xFFFF
                 self.model.take_figures(gather(self.ram.read, parsed.readable, 2560))
             else:
                 ring.waiting.append(request)
+        return most
 
     def plan_race(self, which: int, addr: int, length: int) -> None:
         """Rewrite a descriptor just after the device has read it; see the step `race`."""
@@ -237,18 +254,18 @@ class DeviceWorld:
         try:
             ring = self.model.rings.get(index)
             if ring is None:
-                self._settle(final=False)
+                self.settle(final=False)
                 return
             place = ring.place
             if self.model.acked & EVENT_IDX:
                 event_at = place.avail + 4 + 2 * place.size
                 # It had asked to be told of the very next entry, and as a good driver does so again.
                 asked = number(self.ram.read, event_at, 2) == ring.used
-                self._settle(final=False, told=place.used if asked else -1)
+                self.settle(final=False, told=place.used if asked else -1)
                 self.write(event_at, ring.used.to_bytes(2, "little"))
             else:
                 asked = not number(self.ram.read, place.avail, 2) & 1
-                self._settle(final=False, told=place.used if asked else -1)
+                self.settle(final=False, told=place.used if asked else -1)
         except Violated:
             return
         action, other, head = self._at_interrupt
@@ -268,9 +285,12 @@ class DeviceWorld:
 
     # ------------------------------------------------------------------ what must hold
 
-    def _settle(self, *, final: bool, told: int = -1) -> None:
-        # `told` is the used ring, if any, of which each publication has brought an interrupt: what
-        # is new there was published at once, and all of it had to be true at this moment.
+    def settle(self, *, final: bool, told: int = -1) -> None:
+        """Judge what came back and what changed since the last time; `final`: nothing more may come.
+
+        `told` is the used ring, if any, of which each publication has brought an interrupt: what
+        is new there was published at once, and all of it had to be true at this moment.
+        """
         rings = self.model.rings
         changed = self.ram.changed()
         answered: list[tuple[Ring, Request, int]] = []
@@ -363,40 +383,3 @@ class DeviceWorld:
         for index, ring in model.rings.items():
             if self.call("last_avail", True, device.last_avail, index) != ring.last:
                 self.fail("rot", "a queue would not be resumed where it stopped", f"queue {index}")
-
-
-Operation = Callable[..., None]
-OPERATIONS: Final[dict[str, Operation]] = {}
-"""What a step may be, by name; `wire_device_steps` fills it."""
-
-
-WRITES: Final[set[str]] = set()
-"""Those steps in which the guest only writes to its memory: nobody can have done anything wrong."""
-
-
-def operation(function: Operation) -> Operation:
-    """Make a function of a world and integers a step of its own name."""
-    OPERATIONS[function.__name__] = function
-    return function
-
-
-def guest_write(function: Operation) -> Operation:
-    """Make it a step that does not call the device."""
-    WRITES.add(function.__name__)
-    return operation(function)
-
-
-def layout_of(world: DeviceWorld, place: Place) -> RingLayout | None:
-    """Have a place checked by the product; it must agree with the text of the specification."""
-    problem = place.problem(world.model.space)
-    made = world.call(
-        "a ring layout",
-        not problem,
-        RingLayout.validated,
-        world.memory,
-        place.size,
-        place.desc,
-        place.avail,
-        place.used,
-    )
-    return None if made is None else made

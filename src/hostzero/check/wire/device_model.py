@@ -12,7 +12,7 @@ claim is the lack of it called a lost one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from hostzero.check.wire.wire_rings import (
@@ -59,6 +59,7 @@ class Ring:
         broken: whether its ring cannot be trusted until a reset.
         waiting: requests without a used entry, in the order in which they must come back.
         held: the statistics buffer that the device keeps.
+        held_at: the available index of its entry.
         served: whether the device has looked at it in this operation.
     """
 
@@ -69,6 +70,7 @@ class Ring:
     broken: bool = False
     waiting: list[Request] = field(default_factory=list)
     held: Request | None = None
+    held_at: int = 0
     served: bool = False
 
 
@@ -106,6 +108,7 @@ class DeviceModel:
     inhibited: int = 0
     hint: str = "stopped"
     run: int = 0x7FFF_FFFF
+    gave_up: bool = False
     rings: dict[int, Ring] = field(default_factory=dict)
     balloon: set[int] = field(default_factory=set)
     figures: dict[int, int] = field(default_factory=dict)
@@ -122,8 +125,8 @@ class DeviceModel:
 
     @property
     def needs_reset(self) -> bool:
-        """Whether a ring is broken."""
-        return any(ring.broken for ring in self.rings.values())
+        """Whether a ring is broken, or was when it was stopped."""
+        return self.gave_up or any(ring.broken for ring in self.rings.values())
 
     def role(self, index: int) -> str | None:
         """Return what queue `index` carries: numbers are dense over the accepted features."""
@@ -161,9 +164,33 @@ class DeviceModel:
         """Forget everything that a driver said; the target and what inhibits are the host's."""
         self.status = self.accepted = self.acked = self.actual = self.poison = 0
         self.hint = "stopped"
+        self.gave_up = False
         self.rings = {}
         self.balloon = set()
         self.figures = {}
+
+    def stop(self, ring: Ring) -> int:
+        """Take note that a queue stops; return the available index at which it goes on.
+
+        The statistics buffer becomes available again, or comes back if another one did since.
+        """
+        if ring.held is not None and ring.last == (ring.held_at + 1) & 0xFFFF:
+            ring.last = ring.held_at
+        elif ring.held is not None:
+            ring.waiting.append(ring.held)
+        ring.held = None
+        self.gave_up = self.gave_up or ring.broken
+        if ring.role in {INFLATE, DEFLATE}:
+            self.balloon = set()
+        if ring.role == HINT and self.hint != "done":
+            self.hint = "stopped"
+        return ring.last
+
+    def suspend(self) -> None:
+        """Forget the features once every queue has stopped; what the driver wrote stays."""
+        self.status = self.accepted = self.acked = 0
+        self.gave_up = False
+        self.rings = {}
 
     def config(self) -> bytes:
         """Return the 16 bytes of the configuration space."""
@@ -259,24 +286,31 @@ class DeviceModel:
         self.balloon = self.balloon | in_ram
         if self.inhibited:
             return Change(set(), bitmap)
+        return Change(self.whole_pieces(in_ram, balloon, written), bitmap)
+
+    def whole_pieces(self, pfns: Iterable[int], balloon: set[int], written: Sequence[SEGMENT]) -> set[int]:
+        """Return the pages of those host pages that can be dropped for `pfns`.
+
+        They lie whole in `balloon`, and nothing of them is in `written`.
+        """
         pages: set[int] = set()
-        for piece in {pfn - pfn % self.granule for pfn in in_ram}:
-            whole = range(piece, piece + self.granule)
-            if balloon.issuperset(whole) and not overlap([(piece * PAGE, self.granule * PAGE)], written):
+        for piece in {self.space.host_page(pfn * PAGE, self.granule * PAGE) for pfn in pfns}:
+            if piece is None or overlap([piece], written):
+                continue
+            whole = range(piece[0] // PAGE, (piece[0] + piece[1]) // PAGE)
+            if balloon.issuperset(whole):
                 pages.update(whole)
-        return Change(pages, bitmap)
+        return pages
 
     def _dropped(self, segments: Sequence[SEGMENT]) -> set[int]:
         # Pages, in whole pieces of the host's, that lie in one segment and in no ring.
         pages: set[int] = set()
         if self.inhibited:
             return pages
-        size = self.granule * PAGE
         rings = self.live_bytes()
         for start, length in segments:
-            for piece in range(-(-start // size), (start + length) // size):
-                if not overlap([(piece * size, size)], rings):
-                    pages.update(range(piece * self.granule, (piece + 1) * self.granule))
+            whole = set(range(-(-start // PAGE), (start + length) // PAGE))
+            pages |= self.whole_pieces(whole, whole, rings)
         return pages
 
     def _command(self, data: bytes) -> None:
@@ -291,11 +325,14 @@ class DeviceModel:
     def claims_all(self, request: Request) -> bool:
         """Return whether nothing stands in the way of a report's claim but a discard that fails."""
         parsed = request.parsed
-        size = self.granule * PAGE
         return (
             bool(self.acked & INIT_REPORTED)
             and not (parsed.bad or parsed.readable or self.poisoned or self.inhibited)
             and 0 < parsed.writable_bytes < 1 << 32
-            and all(start % size == 0 and length % size == 0 for start, length in parsed.writable)
+            and all(self._whole(start, length) for start, length in parsed.writable)
             and not overlap(parsed.writable, self.live_bytes())
         )
+
+    def _whole(self, start: int, length: int) -> bool:
+        size = self.granule * PAGE
+        return length % size == 0 and self.space.host_page(start, size) == (start, size)

@@ -12,7 +12,10 @@ from __future__ import annotations
 import random
 from typing import Any, Final
 
+# Imported for its steps, which make themselves known.
+import hostzero.check.wire.device_pauses  # noqa: F401
 from hostzero.check.recording import Step
+from hostzero.check.wire.device import QUEUE_SIZES
 from hostzero.check.wire.device_model import (
     EVENT_IDX,
     FREE_PAGE_HINT,
@@ -24,8 +27,10 @@ from hostzero.check.wire.device_model import (
     REPORTING,
     STATS_VQ,
 )
+from hostzero.check.wire.device_places import ANSWERS_AT, ARRAYS_AT, Places
+from hostzero.check.wire.device_requests import Requests
 from hostzero.check.wire.device_steps import RINGS_AT
-from hostzero.check.wire.shadow import REGIONS
+from hostzero.check.wire.shadow import RECEIVED, SHAPES
 from hostzero.check.wire.wire_rings import INDIRECT, NEXT, WRITE
 
 ALL: Final = (
@@ -40,15 +45,8 @@ ALL: Final = (
     | EVENT_IDX
 )
 
-ARRAYS_AT: Final = 48 * PAGE
-"""Where page numbers are written: 8 pages of them."""
-
-ANSWERS_AT: Final = 56 * PAGE
-"""Where bitmaps go, and other small buffers: 8 pages."""
-
 EDGES: Final = (0, 1, 2, 3, 4, 7, 8, 255, 256, 2048, 4095, 4096, 4097, 8191, 8192, 65535, 65536)
 LENGTHS: Final = (*EDGES, 1 << 31, (1 << 31) - 1, (1 << 32) - 1, (1 << 32) - 4096)
-TOP: Final = 1 << 64
 
 
 class Moves:
@@ -58,9 +56,9 @@ class Moves:
         """Begin at a seed."""
         self._random = random.Random(seed)
         self._roles: list[str] = []
-        self._recent: list[int] = []
-        self._named: list[int] = [0]
-        self._meeting = False
+        self._sizes: list[int] = []
+        self._places = Places(self._random)
+        self._requests = Requests(self._random, self._places)
 
     def episode(self) -> tuple[dict[str, Any], list[Step]]:
         """Return how the device is made, and what the guest does to it."""
@@ -68,13 +66,15 @@ class Moves:
         offered = ALL & ~self._some_bits(0.12)
         if not offered & REPORTING:
             offered &= ~INIT_REPORTED
-        self._recent = []
         setup: dict[str, Any] = {
             "offered": offered,
-            "backing": rng.choice(["anonymous", "memfd"]),
+            "backing": rng.choice(["anonymous", "memfd", RECEIVED]),
             "granule": rng.choice([1, 1, 8]),
             "discard_hints": int(rng.random() < 0.3),
+            "shape": rng.randrange(len(SHAPES)),
+            "proves": int(rng.random() < 0.93),
         }
+        self._places.forget(setup["shape"])
         steps: list[Step] = []
         for _ in range(rng.choice([1, 1, 2, 3])):
             steps += self._start(offered)
@@ -93,7 +93,8 @@ class Moves:
 
     def _start(self, offered: int, broken: float = 0.15) -> list[Step]:
         rng = self._random
-        word = offered & ~self._some_bits(0.1)
+        # Nearly all of the bits, or any of them.
+        word = offered & ~self._some_bits(rng.choice([0.1, 0.1, 0.1, 0.5]))
         if rng.random() < 0.4:
             # Whether the device may remember is a bit on which much depends.
             word &= ~MUST_TELL_HOST
@@ -106,7 +107,12 @@ class Moves:
             steps.append(["write_config", 12, 4, rng.choice([0, 0xAAAAAAAA, 1])])
         if rng.random() >= broken:
             at = rng.choice([0, 0, 0, 65535, 65530])
-            return [*steps[:0], ["start", word, rng.choice([0, 1, 2, 3, 5, 5, 5]), at], *steps]
+            bits = rng.choice([0, 1, 2, 3, 5, 5, 5])
+            self._sizes = [min(QUEUE_SIZES[role], 1 << bits) for role in self._roles]
+            places = self._places.rings(self._sizes) if rng.random() < 0.5 * bool(broken) else []
+            if not places:
+                self._places.usual_rings(len(self._roles))
+            return [["start", word, bits, at, *places], *steps]
         return steps + self._broken_start(word)
 
     def _broken_start(self, word: int) -> list[Step]:
@@ -118,13 +124,15 @@ class Moves:
         steps.append(["features", word | 1 << 32 | more if kind < 0.85 else rng.getrandbits(66)])
         steps.append(["status", 11])
         first = rng.choice([RINGS_AT, RINGS_AT, 1 << 28])
+        self._sizes = [4] * len(self._roles)
+        self._places.usual_rings(len(self._roles))
         for index in range(len(self._roles)):
             base = (first + index) * PAGE
             size = 1 << rng.randrange(4)
             places = [size, base, base + 1024, base + 2048, rng.choice([0, 65534])]
             if rng.random() < 0.4:
                 at = rng.randrange(4)
-                places[at] = rng.choice([0, 3, 64, 32768, 65536]) if at == 0 else self._address(base)
+                places[at] = rng.choice([0, 3, 64, 32768, 65536]) if at == 0 else self._places.address(base)
             steps.append(["setup", index if rng.random() < 0.9 else rng.randrange(-1, 7), *places])
         steps.append(["status", 15])
         if rng.random() < 0.5:
@@ -144,6 +152,10 @@ class Moves:
             return self._batch(index, rng.choice([2, 2, 3]))
         if kind < 0.7:
             return self._raw(index)
+        if kind < 0.72:
+            # Some pages of what is named cannot be dropped; the host may get over it.
+            stuck = [["stuck", self._places.page(), rng.choice([1, 1, 2, 8])]]
+            return [*stuck, *self._batch(index, rng.choice([1, 2])), *([["stuck", 0, 0]] * rng.randrange(2))]
         if kind < 0.75:
             count = rng.choice([1, 1, 2, 3])
             return [["fail_discard", rng.randrange(3), 1 + rng.randrange(5)], *self._batch(index, count)]
@@ -161,21 +173,59 @@ class Moves:
             event = rng.choice([0, 1, 2, 65535, 65534])
             return [["avail_flags", index, flags], ["used_event", index, event]]
         if kind < 0.93:
-            return [["hint", rng.choice([0, 0, 0, 1, 2])]]
-        if kind < 0.96:
+            return self._hints()
+        if kind < 0.945:
             return [["request_stats"]]
-        if kind < 0.98:
+        if kind < 0.96:
             return [["set_target", rng.choice([0, 1, 16, 100, 176, 177, -1, 1 << 32])]]
+        if kind < 0.995:
+            return self._pause(offered)
         return [["reset"], *self._start(offered)]
+
+    def _hints(self) -> list[Step]:
+        # A run of hints as its driver does it, or something like it.
+        rng = self._random
+        steps: list[Step] = [["hint", rng.choice([0, 0, 0, 1, 2])]]
+        if "free-page" not in self._roles:
+            return steps
+        index = self._roles.index("free-page")
+        for _ in range(rng.choice([0, 1, 1, 2])):
+            steps += [["put_command", ANSWERS_AT, rng.choice([0, 0, 0, 0, 1, -1])]]
+            steps += [["chain", index, 0, ANSWERS_AT, 4, 0], ["kick", index]]
+            for _ in range(rng.choice([1, 1, 2])):
+                before, fields = self._requests.pages_request(0.1, self._sizes[index])
+                steps += [*before, ["chain", index, 0, *fields], ["kick", index]]
+            if rng.random() < 0.3:
+                steps.append(["hint", rng.choice([0, 1, 2])])
+        return steps
+
+    def _pause(self, offered: int) -> list[Step]:
+        # The guest is paused and goes on; what it had asked for last may still wait.
+        rng = self._random
+        index = rng.randrange(len(self._roles))
+        # So may buffers that the device keeps, or gives back because it stops.
+        steps = [*self._request(0.15, index), *self._request(0.15, index)][: rng.choice([-1, None])]
+        if rng.random() < 0.3:
+            steps.append(["at_interrupt", rng.choice([1, 2, 3]), rng.randrange(5), rng.randrange(8)])
+        if rng.random() < 0.6:
+            between = self._request(0.15, index) if rng.random() < 0.3 else []
+            return [*steps, ["stop", index], *between, ["resume", index], ["kick", index]]
+        steps += [["suspend"], *[["same_memory"]] * rng.randrange(2)]
+        if rng.random() < 0.3:
+            steps.append(["write_config", 12, 4, rng.choice([0, 1])])
+        return [*steps, ["wake", offered & ~self._some_bits(rng.choice([0.0, 0.0, 0.1]))]]
 
     def _batch(self, index: int, count: int) -> list[Step]:
         # Several requests and one notification.
+        rng = self._random
         steps: list[Step] = []
-        index = self._random.choice([0, index])
-        self._meeting = True
+        index = rng.choice([0, index])
+        self._requests.meeting = True
         for _ in range(count):
             steps += self._request(0.15, index)[:-1]
-        self._meeting = False
+        self._requests.meeting = False
+        if rng.random() < 0.15:
+            return [*steps, ["kick_some", index, rng.choice([1, 1, 2])], ["kick", index]]
         return [*steps, ["kick", index]]
 
     def _request(self, wrong: float, index: int) -> list[Step]:
@@ -184,7 +234,7 @@ class Moves:
         before: list[Step] = []
         fields: list[int] = []
         if role in {"inflate", "deflate"}:
-            before, fields = self._pfn_request(wrong, role)
+            before, fields = self._requests.pfn_request(wrong, role, self._sizes[index])
         elif role == "stats":
             length = rng.choice([10, 20, 30, 35, 160])
             values = [rng.getrandbits(64) << 16 | rng.randrange(18) for _ in range(0, length, 10)]
@@ -198,17 +248,7 @@ class Moves:
             if rng.random() < 0.5:
                 before.append(["hint", 0])
         else:
-            for _ in range(rng.choice([1, 1, 1, 2, 3])):
-                page = self._page()
-                count = rng.choice([1, 1, 2, 4, 8, 8])
-                page -= page % 8 if count == 8 else 0
-                if rng.random() < wrong / 3:
-                    # Pages that hold a ring or a buffer: given away, and in use.
-                    start = rng.choice([ARRAYS_AT, ANSWERS_AT, RINGS_AT * PAGE, RINGS_AT * PAGE])
-                    page = start // PAGE + rng.randrange(-2, 6) * (count < 8)
-                else:
-                    before.append(["dirty", page, count])
-                fields += [page * PAGE, count * PAGE, WRITE]
+            before, fields = self._requests.pages_request(wrong, self._sizes[index])
         fields = self._break(fields, wrong)
         if len(fields) > 3 and rng.random() < 0.1 * bool(wrong):
             # Another order of the same descriptors: readable behind writable, say.
@@ -219,20 +259,24 @@ class Moves:
             steps.append(self._twist(index))
         if rng.random() < 0.1 * bool(wrong):
             near = fields[0] if fields else 0
-            steps.append(["race", rng.randrange(3), self._address(near), rng.choice(LENGTHS)])
+            steps.append(["race", rng.randrange(3), self._places.address(near), rng.choice(LENGTHS)])
         steps.append(["kick", index if rng.random() > wrong / 20 else rng.randrange(-1, 7)])
         return steps
 
     def _pieces(self) -> list[Step]:
         # Parts of one piece of eight pages go into the balloon and out of it, and are used between.
         rng = self._random
-        first = self._page() // 8 * 8
+        first = self._places.piece(self._places.page())
         steps: list[Step] = [["dirty", first, 8]]
         for _ in range(rng.randrange(2, 6)):
             half = first + rng.choice([0, 4])
             count = rng.choice([4, 4, 8]) if half == first else 4
             index = rng.choice([0, 0, 1])
-            bitmap = [ANSWERS_AT, 1, WRITE] if index == 0 and rng.random() < 0.8 else []
+            # The answer may go to a page that was given away before.
+            answer = (
+                ANSWERS_AT if rng.random() < 0.7 else (first + rng.randrange(8)) * PAGE + rng.choice([0, 1])
+            )
+            bitmap = [answer, 1, WRITE] if index == 0 and rng.random() < 0.8 else []
             broken = rng.random() < (0.35 if index else 0.1)
             length = 4 * count + (rng.choice([-1, 2, 20000]) if broken else 0)
             steps.append(["run", ARRAYS_AT, half, count])
@@ -242,62 +286,13 @@ class Moves:
                 steps.append(["dirty", half, count])
         return steps
 
-    def _pfn_request(self, wrong: float, role: str) -> tuple[list[Step], list[int]]:
-        rng = self._random
-        at = ARRAYS_AT + rng.choice([0, 0, 4, PAGE, PAGE - 4, 2 * PAGE - 2])
-        first = self._page()
-        count = rng.choice([1, 2, 3, 7, 8, 9, 16, 17, 24])
-        # A host that drops eight pages in one piece sees a piece come in two requests.
-        if rng.random() < 0.3:
-            first -= first % 8
-            half = rng.choice([0, 4])
-            numbers = list(range(first + half, first + half + 4))
-        else:
-            numbers = [first + n for n in range(count)]
-        shape = rng.random()
-        if shape < 0.2:
-            numbers.reverse()
-        elif shape < 0.4:
-            rng.shuffle(numbers)
-        elif shape < 0.5:
-            numbers += numbers[: rng.randrange(4)]
-        for n in range(len(numbers)):
-            if rng.random() < wrong / 6:
-                numbers[n] = rng.choice(
-                    [0, self._page(), 95, 96, 143, 144, 255, 272, (1 << 32) - 1, 48, 56, 64]
-                )
-        pages = sorted({number - number % 8 for number in numbers if role == "inflate"})[:6]
-        steps: list[Step] = [["dirty", page, 8] for page in pages]
-        steps.append(["pfns", at, *numbers])
-        if rng.random() < 0.03 * bool(wrong):
-            numbers = [0] * rng.choice([1024, 4096, 4097])
-            steps[-1] = ["run", at, 0, len(numbers)]
-        length = 4 * len(numbers)
-        fields = [at, length, 0]
-        if length > 8 and rng.random() < 0.15:
-            cut = rng.choice([2, 4, 8])
-            fields = [at, cut, 0, at + cut, length - cut, 0]
-        if role == "inflate" and rng.random() < 0.85:
-            room = (len(numbers) + 7) // 8 + rng.choice([0, 0, 0, 1, -1, 8])
-            where = ANSWERS_AT + rng.choice([0, 0, 1, 5, PAGE - 1])
-            if rng.random() < wrong / 4:
-                # In a page that this request or one before it has given away.
-                where = self._page() * PAGE + rng.randrange(PAGE)
-            if self._meeting and rng.random() < 0.4:
-                # In a page that the request before it, of the same notification, has given away.
-                where = rng.choice(self._named) * PAGE + rng.choice([1, PAGE // 2])
-            steps.append(["put", where - 1, 16, rng.choice([0, (1 << 128) - 1, rng.getrandbits(128)])])
-            fields += [where, max(room, 0), WRITE]
-        self._named = numbers
-        return steps, fields
-
     def _break(self, fields: list[int], wrong: float) -> list[int]:
         rng = self._random
         for at in range(len(fields)):
             if rng.random() >= wrong / 4:
                 continue
             if at % 3 == 0:
-                fields[at] = self._address(fields[at])
+                fields[at] = self._places.address(fields[at])
             elif at % 3 == 1:
                 fields[at] = rng.choice([*LENGTHS, fields[at] + rng.choice([-4, -1, 1, 2, 2048, PAGE])])
                 fields[at] = max(fields[at], 0)
@@ -321,7 +316,7 @@ class Moves:
             "desc",
             index,
             rng.randrange(4),
-            self._address(0),
+            self._places.address(0),
             rng.choice(LENGTHS),
             flags,
             rng.randrange(40),
@@ -334,32 +329,6 @@ class Moves:
         width = rng.choice([1, 2, 4, 8, 16])
         value = rng.choice([0, 1, (1 << 128) - 1, rng.getrandbits(128)])
         return [["put", gpa, width, value], ["kick", index]]
-
-    # ------------------------------------------------------------------ values
-
-    def _page(self) -> int:
-        """Return a page that is for requests: not one of rings, arrays or answers."""
-        rng = self._random
-        if self._recent and rng.random() < 0.5:
-            # Requests must meet: the same eight pages again, or others of them.
-            return rng.choice(self._recent) + rng.randrange(8)
-        first, count = rng.choice([(0, 40), (0, 40), (96, 40), (256, 8), (1 << 28, 8)])
-        page = first + rng.randrange(count)
-        self._recent = [page - page % 8, *self._recent[:2]]
-        return page
-
-    def _address(self, near: int) -> int:
-        rng = self._random
-        kind = rng.random()
-        if kind < 0.4:
-            return max(near + rng.choice([-PAGE, -2048, -1, 1, 2, 4, 16, 2048, PAGE]), 0)
-        if kind < 0.7:
-            first, _, count = rng.choice(REGIONS)
-            edge = rng.choice([first, first + count]) * PAGE
-            return max(edge + rng.choice([-PAGE, -16, -1, 0, 1, PAGE]), 0)
-        if kind < 0.85:
-            return rng.choice([0, TOP - 1, TOP - PAGE, TOP - 16, 1 << 63, (1 << 63) - PAGE, 1 << 32, 1 << 52])
-        return (RINGS_AT + rng.randrange(6)) * PAGE + rng.choice([0, 16, 1024, 2048, 2052, PAGE - 4])
 
     def _some_bits(self, chance: float) -> int:
         return sum(1 << bit for bit in range(40) if self._random.random() < chance)

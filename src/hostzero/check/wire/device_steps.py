@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from hostzero.check.wire.device import DeviceWorld, guest_write, layout_of, operation
+from hostzero.check.wire.device import DeviceWorld
 from hostzero.check.wire.device_model import (
     ACKNOWLEDGE,
     DRIVER,
@@ -17,7 +17,9 @@ from hostzero.check.wire.device_model import (
     VERSION_1,
     Ring,
 )
+from hostzero.check.wire.device_repertoire import guest_write, operation
 from hostzero.check.wire.wire_rings import NEXT, Place, overlap
+from hostzero.virtio.ring_layout import RingLayout
 
 RINGS_AT: Final = 64
 """The page from which on `start` puts its rings, one a page."""
@@ -58,7 +60,7 @@ def setup(world: DeviceWorld, index: int, size: int, desc: int, avail: int, used
     place = Place(size, desc, avail, used)
     if any(overlap(place.parts(), ring.place.parts()) for ring in model.rings.values()):
         return
-    layout = layout_of(world, place)
+    layout = ring_layout(world, place)
     if layout is None:
         return
     role = model.role(index)
@@ -81,8 +83,12 @@ def setup(world: DeviceWorld, index: int, size: int, desc: int, avail: int, used
 
 
 @operation
-def start(world: DeviceWorld, word: int, bits: int, at: int) -> None:
-    """Begin anew in the proper order: features, all queues with up to `1 << bits` entries, go."""
+def start(world: DeviceWorld, word: int, bits: int, at: int, *places: int) -> None:
+    """Begin anew in the proper order: features, all queues with up to `1 << bits` entries, go.
+
+    `places` are three addresses for each ring, its parts in the order of the specification; what has
+    none, or cannot lie there, has a page of its own.
+    """
     status(world, 0)
     status(world, ACKNOWLEDGE)
     status(world, ACKNOWLEDGE | DRIVER)
@@ -94,22 +100,32 @@ def start(world: DeviceWorld, word: int, bits: int, at: int) -> None:
             break
         size = min(world.model.sizes[role], 1 << (bits & 7))
         base = (RINGS_AT + index) * PAGE
-        setup(world, index, size, base, base + 1024, base + 2048, at)
+        wanted = places[3 * index : 3 * index + 3]
+        if len(wanted) < 3 or Place(size, *wanted).problem(world.model.space):
+            wanted = (base, base + 1024, base + 2048)
+        setup(world, index, size, *wanted, at)
     status(world, ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK)
 
 
 @guest_write
 def dirty(world: DeviceWorld, page: int, count: int) -> None:
-    """Use pages again: fill them with bytes that are not zero."""
+    """Use pages again: fill them with bytes that are not zero, but for rings in use."""
     for pfn in range(page, page + min(count, 64)):
-        world.write(pfn * PAGE, world.ram.pattern(pfn))
+        world.write_around(pfn * PAGE, world.ram.pattern(pfn))
 
 
 @guest_write
 def put(world: DeviceWorld, gpa: int, width: int, value: int) -> None:
     """Write a number of `width` bytes anywhere."""
-    width = min(max(width, 1), 16)
+    width = min(max(width, 1), 128)
     world.write(gpa, (value & (1 << 8 * width) - 1).to_bytes(width, "little"))
+
+
+@guest_write
+def put_command(world: DeviceWorld, gpa: int, more: int) -> None:
+    """Write the command id that the configuration space has, plus a number."""
+    command = int.from_bytes(world.model.config()[8:12], "little") + more
+    world.write(gpa, (command & 0xFFFF_FFFF).to_bytes(4, "little"))
 
 
 @guest_write
@@ -206,6 +222,12 @@ def fail_discard(world: DeviceWorld, which: int, mode: int) -> None:
 
 
 @guest_write
+def stuck(world: DeviceWorld, page: int, count: int) -> None:
+    """Have the host fail at these pages from now on, and at no others; what is before them it drops."""
+    world.ram.plan_stuck(page, count)
+
+
+@guest_write
 def race(world: DeviceWorld, which: int, addr: int, length: int) -> None:
     """Rewrite the `which`-th descriptor of the next request just after the device has read it."""
     world.plan_race(which, addr, length)
@@ -283,3 +305,19 @@ def hint(world: DeviceWorld, command: int) -> None:
         model.hint = "stopped" if command % 3 == 1 else "done"
     call = (device.hint_start, device.hint_stop, device.hint_done)[command % 3]
     world.call("a hint command", allowed, call)
+
+
+def ring_layout(world: DeviceWorld, place: Place) -> RingLayout | None:
+    """Have a place checked by the product; it must agree with the text of the specification."""
+    problem = place.problem(world.model.space)
+    made = world.call(
+        "a ring layout",
+        not problem,
+        RingLayout.validated,
+        world.memory,
+        place.size,
+        place.desc,
+        place.avail,
+        place.used,
+    )
+    return None if made is None else made

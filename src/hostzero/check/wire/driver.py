@@ -32,6 +32,7 @@ from hostzero.check.wire.device_model import (
     STATS_VQ,
     VERSION_1,
 )
+from hostzero.check.wire.driver_requests import free_pages, wrong_request, wrong_word
 from hostzero.check.wire.false_device import FalseDevice
 from hostzero.check.wire.features import wrong_feature
 from hostzero.driver import State, VirtioBalloon
@@ -43,9 +44,10 @@ from hostzero.mm.verify import verify_memory
 from hostzero.ram import GuestMemory, open_ram
 from hostzero.units import Gpa, Pfn
 
-GUEST_BYTES: Final = 4 << 20
 USERS_MAX: Final = 24
 HISTORY: Final = 12
+KEPT_ORDER: Final = 6
+"""Blocks that rings are not made of while there are smaller ones, in pages as a power of two."""
 FILL: Final = 0xA5
 
 CHANGED: Final = "a configuration change"
@@ -66,18 +68,22 @@ class DriverWorld:
     """One guest, its driver, the device that lies to it, and the guest's users."""
 
     def __init__(self, setup: dict[str, Any]) -> None:
-        """Boot the guest that `setup["guest"]` names in `GUESTS`."""
+        """Boot the guest that `setup["guest"]` names in `GUESTS`, of `setup["mib"]` MiB or 4."""
         if setup["guest"] not in GUESTS:
             raise UsageError(f"the wire knows no guest {setup['guest']!r}")
         config = GUESTS[setup["guest"]]
         self.trusting = not (config.confidential or config.page_poisoning)
-        self.ram = open_ram(GUEST_BYTES)
+        mib = min(max(int(setup.get("mib", 4)), 4), 32)
+        self.ram = open_ram(mib // 2 * (2 << 20))
         self.bytes = self.ram.array(np.uint8)
         self.bytes[:] = FILL
         self.mm = MemoryManager(self.ram, config)
         self.memory = GuestMemory.whole(self.ram)
         self.memory.read = self._read  # type: ignore[method-assign]
         self.device = FalseDevice(self.ram)
+        self.device.on_request = lambda role, parsed, taken: wrong_request(
+            self.mm, self.users, taken, role, parsed
+        )
         # Such guests rely on what a reported page holds, and say so by PAGE_POISON.
         self.device.dirties = not (config.init_on_free or config.page_poisoning)
         self.driver = VirtioBalloon(self.mm, self.memory, self.device)
@@ -85,6 +91,7 @@ class DriverWorld:
         self.done: list[list[Any]] = []
         self.users: list[tuple[int, int, int]] = []
         self.free_at_boot = self.mm.vm_stats().free_pages
+        self.pages_at_boot = self.mm.vm_stats().total_pages
         self.leaks = False
         self._stamp = 0
         self._reported: set[int] = set()
@@ -218,16 +225,37 @@ class DriverWorld:
             self.fail("rot", "a device that failed was not reset")
 
         self._check_unreset()
+        word = None
+        if not self.leaks:
+            word = wrong_word(self.driver, self.mm, self.pages_at_boot, self.device.written)
+        if word is not None:
+            self.fail("rot", word)
+
+    def check_kept(self, known: set[tuple[int, int]]) -> None:
+        """Check that free blocks which lay untouched are still known to be zero.
+
+        That can be told where a driver came back with nothing in its balloon, and with memory to spare.
+        """
+        driver, pages = self.driver, self.mm.mem.mem_map[: self.mm.nr_pages]
+        if driver.state is not State.ACTIVE or driver.num_pages or self.device.cmd_id or self.leaks:
+            return
+        if self.mm.vm_stats().free_pages < self.mm.nr_pages // 2:
+            return
+        for pfn, order in sorted(known - set(self.marked())):
+            head = pages[pfn]
+            if order >= KEPT_ORDER and head.page_type == PGTY_buddy and head.private == order:
+                self.fail(
+                    "lost",
+                    "a block that lay untouched is not known to be zero any more",
+                    pfn=pfn,
+                    order=order,
+                )
 
     def _check_unreset(self) -> None:
         pages = self.mm.mem.mem_map[: self.mm.nr_pages]
         for start, length in self.device.unreset:
             for pfn in range(start // PAGE, (start + length - 1) // PAGE + 1):
-                heads = [(pfn >> order << order, order) for order in range(11)]
-                free = any(
-                    pages[head].page_type == PGTY_buddy and pages[head].private >= order
-                    for head, order in heads
-                )
+                free = bool(free_pages(self.mm, [pfn]))
                 # On a per-CPU list; only the first page of a ring's block has a reference of its own.
                 if start in self.device.unreset_rings:
                     free = free or pages[start // PAGE]._refcount == 0
@@ -273,6 +301,15 @@ class DriverWorld:
         block[:] = self._stamp
         self.users.append((pfn, order, self._stamp))
 
+    def hog(self, leave: int) -> None:
+        """Take free memory for users, the largest blocks first, down to `leave` pages."""
+        order = 9
+        while order >= 0 and len(self.users) < USERS_MAX:
+            owned = len(self.users)
+            if self.mm.vm_stats().free_pages - (1 << order) >= leave:
+                self.allocate(order, zero=False)
+            order -= len(self.users) == owned
+
     def free(self, which: int) -> None:
         """Free the block of a user."""
         if self.users:
@@ -293,6 +330,9 @@ class DriverWorld:
             self.fail("rot", "a driver cannot be removed from a device that resets")
         self._check_pages("after remove")
         self._check()
+        # Enough for rings and a small balloon, above all watermarks.
+        while self.users and self.mm.vm_stats().free_pages < self.mm.nr_pages // 4:
+            self.free(0)
         device.offered = HONEST_FEATURES
         device.num_pages = 8
         self.call("probe", self.driver.probe)

@@ -9,6 +9,8 @@ from hostzero.check.wire.device_model import PAGE
 from hostzero.check.wire.driver import CHANGED, FILL, DriverWorld, operation
 from hostzero.check.wire.false_device import LIES
 from hostzero.driver import State
+from hostzero.mm.contig import alloc_contig_frozen_range, free_contig_frozen_range
+from hostzero.mm.gfp import GFP_KERNEL
 from hostzero.mm.page_flags import PGTY_buddy
 
 
@@ -46,7 +48,16 @@ def restore(world: DriverWorld, hibernated: int) -> None:
         pages = world.mm.mem.mem_map[: world.mm.nr_pages]
         for pfn in np.flatnonzero(pages["page_type"] == PGTY_buddy).tolist():
             world.bytes[pfn * PAGE : (pfn + (1 << int(pages[pfn].private))) * PAGE] = FILL
+    device = world.device
+    agreed = device.offered_then
+    known = set(world.marked())
     world.call("restore", lambda: world.driver.restore(hibernated=bool(hibernated & 1)))
+    if device.acked & ~device.offered_then:
+        world.fail("rot", "a driver goes on with a feature that is not offered any more")
+    if not hibernated & 1:
+        world.check_kept(known)
+    # It goes on with what it had, even if more is offered now.
+    device.offered_then = agreed
 
 
 @operation
@@ -68,6 +79,26 @@ def command(world: DriverWorld, cmd_id: int) -> None:
     """Set the command of free page hinting."""
     world.device.cmd_id = cmd_id
     world.call(CHANGED, world.device.change_config)
+
+
+@operation
+def offer(world: DriverWorld, offered: int) -> None:
+    """Offer other bits than before, to whoever asks next."""
+    world.device.offered = offered & (1 << 64) - 1
+
+
+@operation
+def resize(world: DriverWorld, index: int, size: int) -> None:
+    """Say that a queue has another size, to whoever asks next."""
+    world.device.sizes[index % 5] = size
+
+
+@operation
+def interrupt(world: DriverWorld, index: int) -> None:
+    """Interrupt for a queue, whether there is anything in it or not."""
+    ring = world.device.rings.get(index)
+    if ring is not None:
+        world.call("an interrupt", ring.interrupt)
 
 
 @operation
@@ -105,6 +136,22 @@ def free(world: DriverWorld, which: int) -> None:
 def compact(world: DriverWorld) -> None:
     """Compact memory, balloon pages included."""
     world.call("compaction", world.mm.compact_memory)
+
+
+@operation
+def hog(world: DriverWorld, leave: int) -> None:
+    """Have users take what is free, down to some pages."""
+    world.hog(max(leave, 0))
+
+
+@operation
+def contig(world: DriverWorld, first: int, order: int) -> None:
+    """Take a range of pages for a moment: what can be moved is moved away."""
+    order = min(max(order, 0), 9)
+    start = (first << order) % world.mm.nr_pages
+    end = start + (1 << order)
+    if world.call("a range", lambda: alloc_contig_frozen_range(world.mm, start, end, GFP_KERNEL)):
+        world.call("a free", free_contig_frozen_range, world.mm, start, order)
 
 
 @operation

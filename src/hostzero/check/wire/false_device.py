@@ -62,6 +62,8 @@ class FalseDevice:
         dirties: whether it fills reported blocks of which it promises nothing; not where the guest
             relies on what they hold, and negotiated that.
         raised: whether it raised OSError in this step.
+        on_request: told of each request, before anything is done about it, with its queue and what else
+            the device has and may write to; returns what is wrong with it.
         wrong: what a request of the driver had in it that it must not have; None: nothing.
         short_reads: fields of the configuration space that came back cut off in this step.
         unreset: rings and buffers that it held when a reset was asked for that did not happen.
@@ -85,6 +87,7 @@ class FalseDevice:
         self.dirties = True
         self.raised = False
         self.wrong: str | None = None
+        self.on_request: Callable[[str, Parsed, list[SEGMENT]], str | None] = _nothing
         self.short_reads = 0
         self.unreset: list[SEGMENT] = []
         self.unreset_rings: set[int] = set()
@@ -133,6 +136,7 @@ class FalseDevice:
             if self.never_resets:
                 return
             self.acked = 0
+            self.written = {}
         if self.refuses_features:
             status &= ~8
         self._status = int(status)
@@ -173,6 +177,9 @@ class FalseDevice:
             head = number(self.read, ring.place.avail_entry(ring.last), 2)
             ring.last = (ring.last + 1) & 0xFFFF
             parsed = parse_chain(self.read, self.space, ring.place, head)
+            rings = [part for each in self.rings.values() for part in each.place.parts()]
+            kept = [part for each in self.rings.values() for other in each.kept for part in other.writable]
+            self.wrong = self.wrong or self.on_request(ring.role, parsed, rings + kept)
             self.given += parsed.writable
             self._answer(ring, parsed, *(self.plan.pop(0) if self.plan else (HONEST, 0)))
 
@@ -344,6 +351,10 @@ class FalseDevice:
 
 def _nobody() -> None:
     return
+
+
+def _nothing(role: str, parsed: Parsed, taken: list[SEGMENT]) -> None:
+    del role, parsed, taken
 
 
 __all__ = ["LIES", "PAGE_POISON", "FalseDevice"]

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
 # Imported for its steps, which make themselves known.
+import hostzero.check.wire.device_pauses
 import hostzero.check.wire.device_steps
 import hostzero.check.wire.driver_steps  # noqa: F401
 from hostzero.check.recording import Recording, Step

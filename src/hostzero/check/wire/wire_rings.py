@@ -20,13 +20,29 @@ ReadBytes = Callable[[int, int], bytes]
 
 @dataclass(frozen=True)
 class Space:
-    """Guest memory as the guest knows it: regions of (first byte, byte behind the last)."""
+    """Guest memory as the guest knows it.
+
+    Attributes:
+        regions: each one's first byte, and the byte behind its last.
+        origins: where on the host each one's first byte is; for those that are not named, where it
+            is in guest space.
+    """
 
     regions: tuple[tuple[int, int], ...]
+    origins: tuple[int, ...] = ()
 
     def holds(self, start: int, length: int) -> bool:
         """Return whether one region holds the whole range."""
         return any(first <= start < end and start + length <= end for first, end in self.regions)
+
+    def host_page(self, at: int, size: int) -> SEGMENT | None:
+        """Return the host page of `size` bytes around a byte; None if no region holds all of it."""
+        for index, (first, end) in enumerate(self.regions):
+            if first <= at < end:
+                origin = self.origins[index] if index < len(self.origins) else first
+                start = at - (at - first + origin) % size
+                return (start, size) if first <= start and start + size <= end else None
+        return None
 
 
 @dataclass(frozen=True)
