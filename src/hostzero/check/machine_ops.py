@@ -119,7 +119,7 @@ def guard(world: World, call: Callable[[], None], said: str, *, isolates: bool =
         world.check(said)
     except Violated as violated:
         if violated.violation.pfn is not None and not violated.violation.history:
-            history = (*history_of(world.events, violated.violation.pfn), f"{said}: found here")
+            history = (*history_of(world.oracle.events, violated.violation.pfn), f"{said}: found here")
             raise Violated(violated.violation.with_history(history)) from None
         raise
     except HostzeroError as error:

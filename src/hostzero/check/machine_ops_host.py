@@ -138,7 +138,7 @@ def hibernate(world: World) -> None:
     if driver.state not in {State.ACTIVE, State.FAILED}:
         return
     with_device(world, driver.freeze)
-    pages = world.moment().pages
+    pages = world.oracle.moment().pages
     for pfn in pages.blocks():
         if 1 <= pages.place[pfn] <= 3:
             # The host still knows of what was reported: it is asked for other bytes, and for no others.
