@@ -27,6 +27,8 @@ _BETWEEN: Final[tuple[Move, ...]] = (
     ("suspend",),
     ("wait", ANY),
     ("evict_lines",),
+    ("stain", ANY),
+    ("stain", ANY),
 )
 BETWEEN: Final[Move] = ("between",)
 
@@ -43,7 +45,13 @@ _DROP: Final[tuple[Move, ...]] = (
     ("exit_and_spawn", ANY),
 )
 # Memory that is whole, or what the episode before has left of it.
-_START: Final[tuple[Move, ...]] = (("settle",), ("settle",), ("drain",), ("exit_and_spawn", ANY))
+_START: Final[tuple[Move, ...]] = (
+    ("settle",),
+    ("settle",),
+    ("drain",),
+    ("stain", ANY),
+    ("exit_and_spawn", ANY),
+)
 START: Final[Move] = ("start",)
 LOOK: Final[Move] = ("look",)
 DROP: Final[Move] = ("drop",)
@@ -62,6 +70,17 @@ _ALL: Final[tuple[tuple[Move, ...], ...]] = (
     (("mmap", ANY, (2, 3, 4, 5), 1), DROP, BETWEEN, ("mmap", ANY, ANY, (2, 3)), LOOK),
     (("flush", 0), ("mmap", ANY, (3, 4, 5), ANY), ("fill", ANY, ANY, ANY, ANY), DROP, ("mmap", ANY, ANY, 2)),
     (("mmap", ANY, ANY, 3), LOOK, LOOK, DROP, LOOK),
+    # memory that need not be zero: what was read stays what it was
+    (
+        ("stain", ANY),
+        ("mmap", ANY, (2, 3, 4, 5), 5),
+        ("read", ANY, 0, ANY),
+        BETWEEN,
+        ("touch", ANY, 0, ANY),
+        LOOK,
+        DROP,
+        LOOK,
+    ),
     (("flush", 0), ("mmap", ANY, (4, 5), 2), DROP, BETWEEN, ("mmap", ANY, (4, 5), (3, 4)), LOOK),
     # huge pages of memory that is whole
     (START, ("mmap", ANY, (4, 5), ANY), LOOK, DROP, BETWEEN, ("mmap", ANY, (4, 5), (2, 3, 4)), LOOK),
@@ -147,6 +166,35 @@ _ALL: Final[tuple[tuple[Move, ...], ...]] = (
         ("use_file", ANY, (0, 2), ANY, ANY),
         LOOK,
     ),
+    # a file that processes show and write, and holes in it
+    (
+        START,
+        ("resize_pool", (1, 2, 3, 4), (1, 2, 3, 4)),
+        ("create_file", ANY),
+        ("mmap_huge", ANY, ANY, (2, 3), 0, 0),
+        ("fill", ANY, ANY, 5, 4),
+        ("stain", ANY),
+        ("mmap_huge", ANY, ANY, (0, 1), 0, 0),
+        ("touch", ANY, ANY, ANY),
+        ("touch", ANY, ANY, ANY),
+        BETWEEN,
+        LOOK,
+        ("punch", ANY, ANY, ANY),
+        LOOK,
+    ),
+    (
+        ("resize_pool", (2, 3, 4), (0, 1)),
+        ("create_file", ANY),
+        ("use_file", ANY, 0, ANY, ANY),
+        ("mmap_huge", ANY, ANY, (2, 3), 0, 0),
+        ("fill", ANY, ANY, 5, 4),
+        ("punch", ANY, ANY, ANY),
+        ("punch", ANY, ANY, ANY),
+        ("stain", ANY),
+        ("use_file", ANY, 2, ANY, ANY),
+        ("use_file", ANY, (0, 2), ANY, ANY),
+        LOOK,
+    ),
     (
         ("needs", "gigantic"),
         START,
@@ -184,6 +232,31 @@ _ALL: Final[tuple[tuple[Move, ...], ...]] = (
         ("take_from_cma", ANY, ANY),
         LOOK,
     ),
+    # ranges that begin and end anywhere, through memory that is partly known to be zero
+    (
+        ("kernel_block", (0, 1, 3), ANY, ANY, ANY, (0, 4)),
+        ("kernel_block", (0, 1, 2, 5), ANY, ANY, ANY, (0, 4)),
+        ("free_kernel_block", ANY, ANY),
+        ("stain", ANY),
+        ("take_range", ANY, ANY, 1, ANY),
+        BETWEEN,
+        ("take_range", ANY, ANY, ANY, ANY),
+        ("give_range_back", ANY, ANY),
+        ("take_range", ANY, ANY, 1, ANY),
+        LOOK,
+    ),
+    # pages that are moved, each with something else in it
+    (
+        START,
+        ("mmap", ANY, (3, 4, 5), (0, 2, 3)),
+        ("fill", ANY, ANY, (4, 5), 4),
+        ("thin_out", ANY, ANY),
+        ("stain", ANY),
+        (("compact",),),
+        ("take_run", ANY, ANY, ANY, ANY, ANY),
+        ("take_range", ANY, ANY, ANY, 0),
+        LOOK,
+    ),
     # the kernel's own
     (
         ("kernel_block", ANY, ANY, ANY, ANY, (0, 7)),
@@ -198,6 +271,64 @@ _ALL: Final[tuple[tuple[Move, ...], ...]] = (
         ("kernel_block", (0, 1, 3), ANY, ANY, ANY, (4, 5, 6)),
         BETWEEN,
         ("kernel_block", (0, 1, 3), ANY, (1, 3), ANY, ANY),
+        LOOK,
+    ),
+    # what waits on a CPU's list, when the guest sleeps and when a page of it breaks
+    (
+        ("park", ANY, ANY, ANY, ANY),
+        ("park", ANY, ANY, ANY, ANY),
+        (("hibernate", "suspend"),),
+        ("kernel_block", (0, 1, 2, 3, 9), ANY, (1, 3), ANY, ANY),
+        ("kernel_block", (0, 1, 2, 3, 9), ANY, (1, 3), ANY, ANY),
+    ),
+    (
+        ("park", ANY, ANY, ANY, ANY),
+        ("kernel_block", (0, 1, 3), ANY, ANY, ANY, (2, 3, 8)),
+        ("kernel_block", (0, 1, 3), ANY, ANY, ANY, (2, 3, 8)),
+        ("break_page", ANY, (3, 5, 6)),
+        BETWEEN,
+        ("kernel_block", (0, 1, 3), ANY, (1, 3), ANY, ANY),
+        ("mmap", ANY, ANY, 2),
+        LOOK,
+        ("repair_page", ANY),
+    ),
+    # large blocks side by side, of which not each comes back as zero
+    (
+        START,
+        ("kernel_block", (8, 9), ANY, ANY, ANY, 0),
+        ("kernel_block", (8, 9), ANY, ANY, ANY, 0),
+        ("kernel_block", (8, 9), ANY, ANY, ANY, 0),
+        ("free_kernel_block", ANY, ANY),
+        ("free_kernel_block", ANY, ANY),
+        ("free_kernel_block", ANY, ANY),
+        ("drain",),
+        ("kernel_block", (9, 10), ANY, (1, 3), ANY, ANY),
+    ),
+    # promises of what is free, and pages that were broken
+    (
+        ("needs", "page_poisoning"),
+        ("break_page", ANY, (0, 2, 3)),
+        ("break_page", ANY, (1, 4)),
+        ("repair_page", ANY),
+        ("repair_page", ANY),
+        BETWEEN,
+        ("kernel_block", ANY, ANY, ANY, ANY, ANY),
+    ),
+    (
+        ("needs", "init_on_free"),
+        ("break_page", ANY, (0, 2, 3)),
+        ("break_page", ANY, (1, 4)),
+        ("repair_page", ANY),
+        ("repair_page", ANY),
+        BETWEEN,
+        ("kernel_block", ANY, ANY, (1, 3), ANY, ANY),
+    ),
+    (
+        ("needs", "init_on_free"),
+        ("flush", 0),
+        ("park", ANY, ANY, ANY, ANY),
+        ("kernel_block", ANY, ANY, ANY, ANY, (4, 5, 8)),
+        ("hibernate",),
         LOOK,
     ),
     # owners that leave their flags behind, where nobody looks
@@ -242,6 +373,17 @@ _ALL: Final[tuple[tuple[Move, ...], ...]] = (
         HOST,
         ("balloon", (1, 2, 5)),
         BETWEEN,
+        ("balloon", (0, 1)),
+        ("kernel_block", ANY, ANY, (1, 3), ANY, ANY),
+    ),
+    (
+        ("balloon", (2, 3, 4)),
+        ("host_fails", ANY, ANY, ANY),
+        ("host_lies", ANY, ANY, ANY),
+        ("migrate_balloon", ANY, ANY),
+        HOST,
+        (("migrate_balloon",),),
+        ("stain", ANY),
         ("balloon", (0, 1)),
         ("kernel_block", ANY, ANY, (1, 3), ANY, ANY),
     ),

@@ -15,6 +15,7 @@ from hostzero.check.laws import Laws, Moment, counters_of, history_of
 from hostzero.check.machine_rows import rows_of
 from hostzero.check.users import Contents
 from hostzero.check.violation import Violated
+from hostzero.check.world_setup import REST
 from hostzero.units import PAGE_SIZE
 
 if TYPE_CHECKING:
@@ -95,10 +96,18 @@ class Oracle:
         self.owners_read_theirs(now)
         self.free_pages_hold_their_promise(now)
         self.counters_are_right(now)
+        self.the_rest_is_untouched()
         if self.before is not None:
             # A gigantic page is made of a range that is isolated, in a fault too.
             isolates = world.isolates or self.gigantic != int(self.mem.hstate[1].nr_huge_pages)
-            laws = Laws(self.before, now, self.host, isolates=isolates, unasked=world.unasked)
+            laws = Laws(
+                self.before,
+                now,
+                self.host,
+                isolates=isolates,
+                isolated=world.isolated,
+                unasked=world.unasked,
+            )
             laws.check(self.mem)
             if world.untouched:
                 laws.untouched_pages_stay_absent(self.mem)
@@ -106,6 +115,7 @@ class Oracle:
         self.host.reports.clear()
         self.host.granted = 0
         world.isolates = world.untouched = world.unasked = False
+        world.isolated = (0, 0)
         self.gigantic = int(self.mem.hstate[1].nr_huge_pages)
         self.before = now
 
@@ -182,6 +192,8 @@ class Oracle:
             contents.block(pfn, order, value)
         for pfn, order in self.world.runs + self.world.cma:
             contents.block(pfn, order, 0x99)
+        for pfn, pages in self.world.ranges:
+            contents.range(pfn, pages, 0x99)
         contents.compare()
 
     def free_pages_hold_their_promise(self, now: Moment) -> None:
@@ -206,6 +218,11 @@ class Oracle:
         if len(wrong):
             what = "a free page does not hold what init_on_free or poisoning promises"
             found("corruption", what, int(wrong[0]), where=now.pages.describe(self.mem, int(wrong[0])))
+
+    def the_rest_is_untouched(self) -> None:
+        """What else is in the file that guest memory is a part of stays as it was."""
+        if any((part != REST).any() for part in self.world.rest):
+            found("corruption", "the host has changed bytes of the file that are not guest memory")
 
     def counters_are_right(self, now: Moment) -> None:
         """Nothing bad was met, and accounts agree with what they count."""

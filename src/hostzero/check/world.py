@@ -24,6 +24,7 @@ from hostzero.errors import DriverError, HostzeroError, MmError, OutOfMemory
 from hostzero.mm.cma import cma_release_frozen
 from hostzero.mm.contig import free_contig_frozen_range
 from hostzero.mm.page_flags import PG_dirty, PG_hwpoison, PG_private, PG_referenced, PG_uptodate
+from hostzero.mm.page_free import __free_contig_range as free_contig_range
 from hostzero.units import PAGE_SIZE, Pfn
 
 T = TypeVar("T")
@@ -42,6 +43,8 @@ class World:
         blocks: blocks of the kernel: page, order, the byte they are full of.
         private: pages whose owner uses flags of theirs for itself.
         rows: which rows of the lifecycle table were exercised.
+        isolates: the operation takes blocks off the lists, and it is not known which.
+        isolated: it does so with the pages from one to before the other.
         unasked: the operation asks for no memory that is zero.
     """
 
@@ -49,7 +52,7 @@ class World:
         """Boot on memory full of dirt; read every page after every step only if `thorough`."""
         self.unasked = False
         self.setup = setup = checked(setup)
-        self.ram, self.machine = boot(setup)
+        self.ram, self.machine, self.rest = boot(setup)
         self.mm = self.machine.mm
         self.mem = self.mm.mem
         self.pages = self.mm.nr_pages
@@ -64,10 +67,12 @@ class World:
         self.runs: list[tuple[int, int]] = []
         self.cma: list[tuple[int, int]] = []
         self.broken: list[int] = []
+        self.ranges: list[tuple[int, int]] = []
         self.private = np.zeros(self.pages, dtype=np.bool_)
         self.rows: Counter[str] = Counter()
         self.step = "boot"
         self.isolates = False
+        self.isolated = (0, 0)
         self.untouched = False
         self.cgroup = self.mm.memcg.create(None)
         self.users = [User(self.mm.spawn(), 0), User(self.mm.spawn(node=self.nr_nodes - 1), 1)]
@@ -101,7 +106,7 @@ class World:
 
     def give_to_tables(self) -> None:
         """Free the runs and empty the balloon."""
-        self.give_runs_back(len(self.runs) + len(self.cma))
+        self.give_runs_back(len(self.runs) + len(self.cma) + len(self.ranges))
         self.balloon(0)
 
     def give_blocks_back(self) -> None:
@@ -149,8 +154,13 @@ class World:
 
     def taken(self, pfn: int, order: int, *, zeroed: bool, fill: int | None) -> None:
         """Note that somebody was given a block; see that it is zero if that was asked for, and write it."""
-        self.host.owned(pfn, 1 << order)
-        content = self.bytes_of(pfn, order)
+        self.given(pfn, 1 << order, zeroed=zeroed, fill=fill)
+
+    def given(self, pfn: int, pages: int, *, zeroed: bool, fill: int | None) -> None:
+        """Note the same of a range of pages."""
+        self.host.owned(pfn, pages)
+        content = self.mm.ram_bytes[pfn * PAGE_SIZE : (pfn + pages) * PAGE_SIZE]
+        order = pages.bit_length() - 1
         if zeroed and content.any():
             at = int(np.argmax(content != 0))
             found(
@@ -162,7 +172,7 @@ class World:
                 wrong_offset=at,
                 wrong_value=int(content[at]),
             )
-        flags = self.mem.mem_map["flags_f"][pfn : pfn + (1 << order)]
+        flags = self.mem.mem_map["flags_f"][pfn : pfn + pages]
         if (flags & PG_hwpoison != 0).any():
             found("rot", "a page whose memory is broken was handed out", pfn, order=order)
         if (flags & PG_private != 0).any():
@@ -195,6 +205,12 @@ class World:
                 self.leave_flags(*self.cma[0])
                 if not cma_release_frozen(self.mm, *self.cma.pop(0)):
                     found("rot", "the CMA area does not take back what it gave")
+            elif self.ranges:
+                self.give_range_back(*self.ranges.pop(0))
+
+    def give_range_back(self, pfn: int, pages: int) -> None:
+        """Free a range page by page."""
+        free_contig_range(self.mem, pfn, pages, True, 0)
 
     def mapped_at(self, pfn: int) -> tuple[User, int] | None:
         """Return the user and the page number at which an anonymous page is mapped."""
@@ -213,7 +229,7 @@ class World:
         user.lost.add(page)
         for area in user.areas:
             if area.start <= page < area.end:
-                area.content[page - area.start] = 0
+                area.dropped(page, page + 1)
 
     # The host.
 
@@ -267,7 +283,7 @@ class World:
             file.file.close()
         self.files.clear()
         self.give_blocks_back()
-        self.give_runs_back(len(self.runs) + len(self.cma))
+        self.give_runs_back(len(self.runs) + len(self.cma) + len(self.ranges))
         for order in (9, GIGANTIC) if self.mm.config.gigantic_order else (9,):
             self.mm.hugetlb.set_nr_overcommit(0, order)
             self.mm.hugetlb.set_nr_hugepages(0, order)
