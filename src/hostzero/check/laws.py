@@ -19,6 +19,7 @@ from hostzero.check.host import Host
 from hostzero.check.inventory import BALLOON, DEFERRED, FREE, OWNED, PLACES, POOL, Inventory, found
 from hostzero.mm.hugetlb_pool import hstate_is_gigantic
 from hostzero.mm.mmzone import HPAGE_PMD_ORDER, PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER, Memory
+from hostzero.mm.page_flags import PGTY_hugetlb
 from hostzero.units import PAGE_SHIFT
 
 COUNTERS: Final = (
@@ -195,7 +196,13 @@ class Laws:
         before, after = self.before.pages, self.after.pages
         pooled = np.count_nonzero((before.place == POOL) & (after.place == OWNED))
         handed = self.delta["pgalloc"] + int(pooled)
-        handed += self.delta["pgfree"] if mem.vm[0].init_on_free else 0
+        if mem.vm[0].init_on_alloc:
+            # Zeroed for the pool first: what a pool's page holds is not known of it.
+            fresh = (before.place != OWNED) & (before.place != POOL) & (after.place == OWNED)
+            huge = np.flatnonzero(fresh & (after.types == PGTY_hugetlb))
+            handed += int((1 << mem.mem_map["order"][huge].astype(np.int64)).sum())
+        if mem.vm[0].init_on_free:
+            handed += self.delta["pgfree"] + max(-self.delta["num_poisoned_pages"], 0)
         if self.delta["zeroed_bytes"] - self.delta["zeroed_in_vain_bytes"] > handed << PAGE_SHIFT:
             found("lost", "more was zeroed than was handed out")
 
@@ -207,8 +214,10 @@ class Laws:
     def known_pages_are_not_zeroed(self, mem: Memory) -> None:
         """No more is zeroed than what was taken, was not known to be zero and is not overwritten at once."""
         before, after = self.before.pages, self.after.pages
-        taken = (before.place != OWNED) & ((after.place == OWNED) | (after.place == BALLOON))
-        taken &= before.place != BALLOON
+        # From a free list to an owner, the balloon or a pool, or from a pool to an owner.
+        held = (OWNED, BALLOON, POOL)
+        taken = ~np.isin(before.place, held) & np.isin(after.place, held)
+        taken |= (before.place == POOL) & (after.place == OWNED)
         unknown = int(np.count_nonzero(taken & ~(before.zeroed & ~self.isolated)))
         read_in = self.delta["pswpin"] if not mem.vm[0].init_on_alloc else 0
         if read_in and self.delta["zeroed_bytes"] > (int(np.count_nonzero(taken)) - read_in) << PAGE_SHIFT:

@@ -115,6 +115,7 @@ def use_file(world: World, which: int, what: int, first: int, count: int) -> Non
             file.file.punch_hole(first * size, count * size)
             file.content[first * HUGE_PAGES : (first + count) * HUGE_PAGES] = 0
         elif what == PIN and len(holes := np.flatnonzero(file.file.pages == NO_PAGE)):
+            world.isolates = True  # what is known of a page is not asked for there
             file.file.memfd_alloc_folio(int(holes[first % len(holes)]))
         elif what == 3:
             file.file.truncate(first * size)

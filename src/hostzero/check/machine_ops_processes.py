@@ -43,9 +43,10 @@ LIMITS = (None, 0, 5, 600)
 def fill_pages(user: User, area: Area, first: int, end: int, byte: int) -> None:
     """Have a process write, and note what it wrote."""
     if byte == EACH_OTHER:
-        content = (np.arange(first, end) % 251 + 3).astype(np.uint8)
-        data = np.repeat(content, PAGE_SIZE).tobytes()
-        if tolerate(lambda: user.process.write(first * PAGE_SIZE, data)):
+        if tolerate(lambda: user.process.madvise(*span(first, end), MADV_POPULATE_WRITE)):
+            content = (np.arange(first, end) % 251 + 3).astype(np.uint8)
+            for page, value in enumerate(content.tolist(), first):
+                user.process.fill(*span(page, page + 1), value)
             area.wrote(first, end, content)
     elif tolerate(lambda: user.process.fill(*span(first, end), byte)):
         area.wrote(first, end, byte)
