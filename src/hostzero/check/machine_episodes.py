@@ -9,61 +9,9 @@ be; any two episodes and any operation may follow each other (`machine_repertoir
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
-Move = tuple[Any, ...]
-"""An operation's name and what is known of its arguments: a number, numbers to choose from, or `ANY`."""
-
-ANY: Final = None
-
-# What may happen between the two lives of a page, one of it or nothing.
-_BETWEEN: Final[tuple[Move, ...]] = (
-    ("flush", 0),
-    ("flush", ANY),
-    ("balloon", ANY),
-    ("drain",),
-    ("compact",),
-    ("hibernate",),
-    ("suspend",),
-    ("wait", ANY),
-    ("evict_lines",),
-    ("stain", ANY),
-    ("stain", ANY),
-)
-BETWEEN: Final[Move] = ("between",)
-
-_LOOK: Final[tuple[Move, ...]] = (
-    ("populate", ANY, ANY, ANY),
-    ("touch", ANY, ANY, ANY),
-    ("read", ANY, ANY, ANY),
-)
-_DROP: Final[tuple[Move, ...]] = (
-    ("munmap", ANY, 0, ANY),
-    ("dontneed", ANY, 0, ANY),
-    ("dontneed", ANY, ANY, ANY),
-    ("thin_out", ANY, ANY),
-    ("exit_and_spawn", ANY),
-)
-# Memory that is whole, or what the episode before has left of it.
-_START: Final[tuple[Move, ...]] = (
-    ("settle",),
-    ("settle",),
-    ("drain",),
-    ("stain", ANY),
-    ("exit_and_spawn", ANY),
-)
-START: Final[Move] = ("start",)
-LOOK: Final[Move] = ("look",)
-DROP: Final[Move] = ("drop",)
-_HOST: Final[tuple[Move, ...]] = (
-    ("host_fails", ANY, ANY, ANY),
-    ("host_fails", 0, ANY, 0),
-    ("host_lies", ANY, ANY, ANY),
-    ("host_reorders",),
-    ("inhibit", ANY),
-)
-HOST: Final[Move] = ("host",)
-GROUPS: Final = {"start": _START, "host": _HOST, "between": _BETWEEN, "look": _LOOK, "drop": _DROP}
+from hostzero.check.machine_moves import ANY, BETWEEN, DROP, HOST, LOOK, START, Move
 
 _ALL: Final[tuple[tuple[Move, ...], ...]] = (
     # what a process has: pages and huge pages, at any address
@@ -303,6 +251,25 @@ _ALL: Final[tuple[tuple[Move, ...], ...]] = (
         ("free_kernel_block", ANY, ANY),
         ("drain",),
         ("kernel_block", (9, 10), ANY, (1, 3), ANY, ANY),
+    ),
+    # blocks by the dozen, and blocks of which a part is still held
+    (
+        ("kernel_block", (1, 2, 3), ANY, 0, ANY, 6),
+        ("bulk", ANY, ANY, 0),
+        BETWEEN,
+        ("bulk", ANY, ANY, 1),
+        ("free_kernel_block", ANY, ANY),
+        ("mmap", ANY, ANY, 2),
+        LOOK,
+    ),
+    # memory of another node than the nearest
+    (
+        ("needs", "two_nodes"),
+        ("set_policy", ANY, ANY, ANY),
+        ("mmap", ANY, (2, 3, 4), (1, 2)),
+        ("mbind", ANY, 0, 5, ANY, ANY),
+        ("populate", ANY, 0, 5),
+        LOOK,
     ),
     # promises of what is free, and pages that were broken
     (

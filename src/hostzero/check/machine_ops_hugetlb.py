@@ -43,6 +43,8 @@ def mmap_huge(world: World, user: int, pages: int, flags: int, gigantic: int, wh
     order = GIGANTIC if gigantic % 2 and world.mm.config.gigantic_order else 9
     count = 1 if order == GIGANTIC else pages % 3 + 1
     wanted = FLAGS[flags % len(FLAGS)]
+    if order == GIGANTIC and world.crowded:
+        return
     if which < len(world.files):
         file, order, offset = world.files[which], 9, which % 2
     world.unasked = True
@@ -82,7 +84,7 @@ def resize_pool(world: World, count: int, overcommit: int) -> None:
 @operation(isolates=True, when=makes_gigantic_pages, count=1, overcommit=1)
 def resize_gigantic_pool(world: World, count: int, overcommit: int) -> None:
     """The same of gigantic pages."""
-    if world.mm.config.gigantic_order:
+    if world.mm.config.gigantic_order and not world.crowded:
         world.mm.hugetlb.set_nr_hugepages(count % 2, GIGANTIC)
         world.mm.hugetlb.set_nr_overcommit(overcommit % 2, GIGANTIC)
 

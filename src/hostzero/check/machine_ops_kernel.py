@@ -23,7 +23,7 @@ from hostzero.mm.gfp import (
     GFP_ZERO,
     USER_ADDR_NONE,
 )
-from hostzero.mm.mmzone import NO_PAGE
+from hostzero.mm.mmzone import MAX_PAGE_ORDER, NO_PAGE
 from hostzero.mm.page_free import __free_frozen_pages
 from hostzero.units import PAGE_SIZE, Pfn
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 WISHES = (0, GFP_ZERO, GFP_COMP, GFP_ZERO | GFP_COMP)
 MOST_KEPT = 12
 MOST_TAKEN = 64
+BULKS = (5, 1, 40)
 STAINS = (0x3C, 0xFF, 1)
 PARKED_ORDERS = (0, 1, 2, 3, 9)
 KEEP, FREE, NOLOCK, NOLOCK_PCP, ZEROED, PUT_ZEROED, SHARED, PRIVATE, NOLOCK_ZEROED, FLAGGED = range(10)
@@ -81,11 +82,28 @@ def kernel_block(world: World, order: int, movable: int, wish: int, node: int, f
             found("rot", "a folio was freed that somebody holds a reference to", pfn, order=order)
         world.bytes_of(pfn, order)[:] = 0x78
         mm.free_pages(pfn, order, cpu=cpu)
+    elif fate == SHARED and len(world.blocks) < MOST_KEPT:
+        # Not a folio: the reference holds the first page, and the others go.
+        record._refcount += 1
+        mm.free_pages(pfn, order, cpu=cpu)
+        world.blocks.append((pfn, 0, 0x77))
     else:
         if fate == FLAGGED:
             world.use_flags(pfn, order)
             world.leave_flags(pfn, order)
         mm.free_pages(pfn, order, cpu=cpu)
+
+
+@operation(order=3, count=len(BULKS) - 1, zero=1)
+def bulk(world: World, order: int, count: int, zero: int) -> None:
+    """Many blocks of one order are taken at once, written, and freed at once."""
+    cpu, flags = world.nr_cpus - 1, GFP_ZERO if zero % 2 else 0
+    world.unasked = not flags
+    wanted = BULKS[count % len(BULKS)]
+    pfns = world.mm.alloc_pages_bulk(GFP_KERNEL | GFP_NORETRY | flags, wanted, order=order % 4, cpu=cpu)
+    for pfn in pfns.tolist():
+        world.taken(pfn, order % 4, zeroed=bool(flags), fill=0x77)
+    world.mm.free_pages_bulk(pfns, order % 4, cpu=cpu)
 
 
 @operation(order=4, movable=1, wish=3, node=1)
@@ -122,7 +140,7 @@ def free_kernel_block(world: World, which: int, zeroed: int) -> None:
 @operation(isolates=True, weight=2, order=11, wish=3, node=1, only=1, user=1)
 def take_run(world: World, order: int, wish: int, node: int, only: int, user: int) -> None:
     """A contiguous range is taken, as a folio or page by page."""
-    if len(world.runs) > 3:
+    if len(world.runs) > 3 or (order > MAX_PAGE_ORDER and world.crowded):
         return
     order, node, flags = order % 12, node % world.nr_nodes, WISHES[wish % 4]
     gfp = GFP_KERNEL | flags | (GFP_THISNODE if only % 2 else 0)

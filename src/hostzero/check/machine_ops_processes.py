@@ -194,6 +194,14 @@ def mbind(world: World, which: int, at: int, length: int, mode: int, mask: int) 
         user.process.mbind(*span(first, end), policy, nodes)
 
 
+@operation(user=1, mode=3, mask=2)
+def set_policy(world: World, user: int, mode: int, mask: int) -> None:
+    """Choose the nodes of a process's mappings to come."""
+    policy = POLICIES[mode % 4]
+    nodes = 0 if policy == MPOL_DEFAULT else mask % 3 + 1 if world.nr_nodes == 2 else 1
+    world.users[user % 2].process.set_mempolicy(policy, nodes)
+
+
 @operation(pages=len(LIMITS) - 1)
 def limit(world: World, pages: int) -> None:
     """Give the second process's cgroup a limit."""

@@ -29,6 +29,9 @@ from hostzero.units import PAGE_SIZE, Pfn
 
 T = TypeVar("T")
 
+MOST_MOVED: Final = 600
+"""How many folios may be in the way of a gigantic page that is asked for."""
+
 OWNERS_FLAGS: Final = PG_private | PG_uptodate | PG_dirty | PG_referenced
 """What an owner may use for itself; two of them mean something else on a free list."""
 
@@ -144,6 +147,11 @@ class World:
         user.process = self.with_room(lambda: self.mm.spawn(cpu=cpu, node=node), user)
         if user.number:
             user.process.memcg = self.cgroup
+
+    @property
+    def crowded(self) -> bool:
+        """Whether a large range would have to be emptied of very many folios first, one by one."""
+        return bool(np.count_nonzero(self.mem.mem_map["mapping"][: self.pages]) > MOST_MOVED)
 
     # Other owners.
 
