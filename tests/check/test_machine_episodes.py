@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from hostzero.check.machine_episodes import ANY, EPISODES, GROUPS
+from hostzero.check.machine_episodes import EPISODES
+from hostzero.check.machine_moves import ANY, GROUPS
 from hostzero.check.machine_ops import load_operations
 from hostzero.check.world_setup import CHOICES
 

@@ -13,8 +13,9 @@ import pytest
 from hostzero.check.host import HALF, LEAVE_RUBBISH, SAY_LESS, SAY_NOTHING
 from hostzero.check.inventory import BALLOON, FREE, OWNED, take_inventory
 from hostzero.check.machine_ops import load_operations, perform
+from hostzero.check.oracle import READ_AGAIN
 from hostzero.check.violation import Violated, Violation
-from hostzero.check.world import READ_AGAIN, World
+from hostzero.check.world import World
 from hostzero.check.world_setup import plain_setup
 from hostzero.errors import OutOfMemory
 from hostzero.mm.mmzone import MAX_PAGE_ORDER

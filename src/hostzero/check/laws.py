@@ -19,6 +19,7 @@ from hostzero.check.host import Host
 from hostzero.check.inventory import BALLOON, DEFERRED, FREE, OWNED, PLACES, POOL, Inventory, found
 from hostzero.mm.hugetlb_pool import hstate_is_gigantic
 from hostzero.mm.mmzone import HPAGE_PMD_ORDER, PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER, Memory
+from hostzero.mm.page_flags import PGTY_hugetlb
 from hostzero.units import PAGE_SHIFT
 
 COUNTERS: Final = (
@@ -89,17 +90,29 @@ def history_of(events: Iterable[tuple[str, Moment]], pfn: int) -> tuple[str, ...
 class Laws:
     """The laws, between two moments."""
 
-    def __init__(self, before: Moment, after: Moment, host: Host, *, isolates: bool, unasked: bool) -> None:
+    def __init__(
+        self,
+        before: Moment,
+        after: Moment,
+        host: Host,
+        *,
+        isolates: bool,
+        isolated: tuple[int, int] = (0, 0),
+        unasked: bool,
+    ) -> None:
         """Compare.
 
         Args:
             before: the operation.
             after: it.
             host: what it has shown meanwhile.
-            isolates: the operation takes blocks off the lists by design.
+            isolates: the operation takes blocks off the lists by design, and it is not known which.
+            isolated: it does so with these pages, from one to before the other.
             unasked: the operation asks for no memory that is zero.
         """
         self.unasked = unasked
+        self.isolated = np.zeros(len(before.backed), dtype=np.bool_)
+        self.isolated[slice(*isolated)] = True
         self.before, self.after = before, after
         self.reports, self.granted = host.reports, host.granted
         self.delta = {name: after.counters[name] - before.counters[name] for name in COUNTERS}
@@ -125,6 +138,8 @@ class Laws:
         moved = any(delta for name, delta in self.delta.items() if name in {*MOVES, "allocstall"})
         if self.unasked and not moved and not vm.init_on_alloc and not vm.init_on_free:
             self.nothing_is_zeroed_unasked()
+        if not vm.zero_in_caller:
+            self.nothing_is_zeroed_twice(mem)
         if not self.quiet:
             return
         allocated, freed = self.delta["pgalloc"], self.delta["pgfree"]
@@ -154,7 +169,7 @@ class Laws:
     def claims_are_kept(self, mem: Memory) -> None:
         """A block of pages that nobody had, each of them known to be zero, is known to be zero."""
         before, after = self.before.pages, self.after.pages
-        known = before.zeroed & (before.place >= FREE) & (before.place <= BALLOON)
+        known = before.zeroed & (before.place >= FREE) & (before.place <= BALLOON) & ~self.isolated
         for pfn in _heads((after.place >= FREE) & (after.place <= DEFERRED) & ~after.zeroed & known, after):
             order = int(after.order[pfn])
             if not _may_be_put_together(mem, order) and known[pfn : pfn + (1 << order)].all():
@@ -168,12 +183,28 @@ class Laws:
     def news_is_kept(self, mem: Memory) -> None:
         """What is left of a block that the host knows of is one, too."""
         before, after = self.before.pages, self.after.pages
-        told = before.reported & (before.place == FREE)
+        told = before.reported & (before.place == FREE) & ~self.isolated
         for pfn in _heads((after.place == FREE) & ~after.reported & told, after):
             order = int(after.order[pfn])
-            whole = before.head[pfn] == before.head[pfn + (1 << order) - 1]
+            last = pfn + (1 << order) - 1
+            whole = before.head[pfn] == before.head[last] and not self.isolated[last]
             if whole and not _may_be_put_together(mem, order):
                 found("lost", "a part of a reported block is not reported any more", pfn, order=order)
+
+    def nothing_is_zeroed_twice(self, mem: Memory) -> None:
+        """A page is zeroed once when it is handed out, and with init_on_free once when it is freed."""
+        before, after = self.before.pages, self.after.pages
+        pooled = np.count_nonzero((before.place == POOL) & (after.place == OWNED))
+        handed = self.delta["pgalloc"] + int(pooled)
+        if mem.vm[0].init_on_alloc:
+            # Zeroed for the pool first: what a pool's page holds is not known of it.
+            fresh = (before.place != OWNED) & (before.place != POOL) & (after.place == OWNED)
+            huge = np.flatnonzero(fresh & (after.types == PGTY_hugetlb))
+            handed += int((1 << mem.mem_map["order"][huge].astype(np.int64)).sum())
+        if mem.vm[0].init_on_free:
+            handed += self.delta["pgfree"] + max(-self.delta["num_poisoned_pages"], 0)
+        if self.delta["zeroed_bytes"] - self.delta["zeroed_in_vain_bytes"] > handed << PAGE_SHIFT:
+            found("lost", "more was zeroed than was handed out")
 
     def nothing_is_zeroed_unasked(self) -> None:
         """Nothing is zeroed if nobody has asked for zeros."""
@@ -183,9 +214,11 @@ class Laws:
     def known_pages_are_not_zeroed(self, mem: Memory) -> None:
         """No more is zeroed than what was taken, was not known to be zero and is not overwritten at once."""
         before, after = self.before.pages, self.after.pages
-        taken = (before.place != OWNED) & ((after.place == OWNED) | (after.place == BALLOON))
-        taken &= before.place != BALLOON
-        unknown = int(np.count_nonzero(taken & ~before.zeroed))
+        # From a free list to an owner, the balloon or a pool, or from a pool to an owner.
+        held = (OWNED, BALLOON, POOL)
+        taken = ~np.isin(before.place, held) & np.isin(after.place, held)
+        taken |= (before.place == POOL) & (after.place == OWNED)
+        unknown = int(np.count_nonzero(taken & ~(before.zeroed & ~self.isolated)))
         read_in = self.delta["pswpin"] if not mem.vm[0].init_on_alloc else 0
         if read_in and self.delta["zeroed_bytes"] > (int(np.count_nonzero(taken)) - read_in) << PAGE_SHIFT:
             found("lost", "a page that is overwritten at once was zeroed first")

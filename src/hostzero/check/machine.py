@@ -39,7 +39,7 @@ MOVES: Final = 40 if COMPILER_ON else 8
 """How many moves an example makes: single operations, and episodes of some."""
 MOST_MOVES: Final = 1 << 24
 """Hypothesis draws evenly up to here."""
-SMALL: Final = (16, 8, 16, 8)
+SMALL: Final = (8, 4, 16, 8)
 """Sizes, in MiB, of guests that run uncompiled."""
 SPECIALS: Final[tuple[dict[str, Any], ...]] = (
     {"cma": True, "two_nodes": False, "mib": 8},
@@ -62,6 +62,10 @@ SPECIALS: Final[tuple[dict[str, Any], ...]] = (
     {"init_on_alloc": True, "page_poisoning": False},
     {"features": 0, "backing": "memfd", "cma": True, "two_nodes": False},
     {"gigantic": True, "mib": 16, "init_on_alloc": False, "init_on_free": False},
+    {"backing": "part of a file", "mib": 4},
+    {"page_poisoning": True, "mib": 4},
+    {"gigantic": True, "cma": True, "dcache_aliasing": True, "two_nodes": False, "page_poisoning": False},
+    {"init_on_free": True, "page_poisoning": False, "mib": 8},
 )
 """What guests that run uncompiled have in turn; everything else of them is drawn."""
 EXAMPLES: Final = 200 if COMPILER_ON else 30
@@ -326,7 +330,7 @@ def _example(
     run.setup, run.steps, run.machines = setup, [], run.machines + 1
     try:
         # A page that stays where it is is not read after each step: what is found is made short thoroughly.
-        world = World(setup, thorough=COMPILER_ON)
+        world = World(setup, thorough=False)
     except Violated as violated:
         run.violation = violated.violation
         run.stop()

@@ -9,59 +9,28 @@ be; any two episodes and any operation may follow each other (`machine_repertoir
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
-Move = tuple[Any, ...]
-"""An operation's name and what is known of its arguments: a number, numbers to choose from, or `ANY`."""
-
-ANY: Final = None
-
-# What may happen between the two lives of a page, one of it or nothing.
-_BETWEEN: Final[tuple[Move, ...]] = (
-    ("flush", 0),
-    ("flush", ANY),
-    ("balloon", ANY),
-    ("drain",),
-    ("compact",),
-    ("hibernate",),
-    ("suspend",),
-    ("wait", ANY),
-    ("evict_lines",),
-)
-BETWEEN: Final[Move] = ("between",)
-
-_LOOK: Final[tuple[Move, ...]] = (
-    ("populate", ANY, ANY, ANY),
-    ("touch", ANY, ANY, ANY),
-    ("read", ANY, ANY, ANY),
-)
-_DROP: Final[tuple[Move, ...]] = (
-    ("munmap", ANY, 0, ANY),
-    ("dontneed", ANY, 0, ANY),
-    ("dontneed", ANY, ANY, ANY),
-    ("thin_out", ANY, ANY),
-    ("exit_and_spawn", ANY),
-)
-# Memory that is whole, or what the episode before has left of it.
-_START: Final[tuple[Move, ...]] = (("settle",), ("settle",), ("drain",), ("exit_and_spawn", ANY))
-START: Final[Move] = ("start",)
-LOOK: Final[Move] = ("look",)
-DROP: Final[Move] = ("drop",)
-_HOST: Final[tuple[Move, ...]] = (
-    ("host_fails", ANY, ANY, ANY),
-    ("host_fails", 0, ANY, 0),
-    ("host_lies", ANY, ANY, ANY),
-    ("host_reorders",),
-    ("inhibit", ANY),
-)
-HOST: Final[Move] = ("host",)
-GROUPS: Final = {"start": _START, "host": _HOST, "between": _BETWEEN, "look": _LOOK, "drop": _DROP}
+from hostzero.check.machine_episodes_hugetlb import HUGETLB
+from hostzero.check.machine_moves import ANY, BETWEEN, DROP, HOST, LOOK, START, Move
 
 _ALL: Final[tuple[tuple[Move, ...], ...]] = (
+    *HUGETLB,
     # what a process has: pages and huge pages, at any address
     (("mmap", ANY, (2, 3, 4, 5), 1), DROP, BETWEEN, ("mmap", ANY, ANY, (2, 3)), LOOK),
     (("flush", 0), ("mmap", ANY, (3, 4, 5), ANY), ("fill", ANY, ANY, ANY, ANY), DROP, ("mmap", ANY, ANY, 2)),
     (("mmap", ANY, ANY, 3), LOOK, LOOK, DROP, LOOK),
+    # memory that need not be zero: what was read stays what it was
+    (
+        ("stain", ANY),
+        ("mmap", ANY, (2, 3, 4, 5), 5),
+        ("read", ANY, 0, ANY),
+        BETWEEN,
+        ("touch", ANY, 0, ANY),
+        LOOK,
+        DROP,
+        LOOK,
+    ),
     (("flush", 0), ("mmap", ANY, (4, 5), 2), DROP, BETWEEN, ("mmap", ANY, (4, 5), (3, 4)), LOOK),
     # huge pages of memory that is whole
     (START, ("mmap", ANY, (4, 5), ANY), LOOK, DROP, BETWEEN, ("mmap", ANY, (4, 5), (2, 3, 4)), LOOK),
@@ -109,56 +78,6 @@ _ALL: Final[tuple[tuple[Move, ...], ...]] = (
         ("populate", ANY, ANY, ANY),
         LOOK,
     ),
-    # huge pages: of the pool, beyond it, reserved, of a file
-    (
-        START,
-        ("resize_pool", (1, 2), ANY),
-        ("mmap_huge", ANY, ANY, ANY, ANY, ANY),
-        ("fill", ANY, ANY, 4, ANY),
-        ("munmap", ANY, 0, 5),
-        BETWEEN,
-        ("mmap_huge", ANY, ANY, ANY, ANY, ANY),
-        LOOK,
-        LOOK,
-    ),
-    (
-        START,
-        ("resize_pool", 0, (1, 2, 3)),
-        ("mmap_huge", ANY, ANY, ANY, ANY, ANY),
-        ("populate", ANY, ANY, ANY),
-        ("fill", ANY, ANY, 4, ANY),
-        DROP,
-        BETWEEN,
-        ("mmap_huge", ANY, ANY, ANY, ANY, ANY),
-        LOOK,
-    ),
-    (
-        START,
-        ("resize_pool", (0, 1, 2), (1, 2, 3, 4)),
-        ("create_file", ANY),
-        ("use_file", ANY, (0, 2), ANY, ANY),
-        ("mmap_huge", ANY, ANY, (2, 3), 0, (0, 1)),
-        ("fill", ANY, ANY, 4, ANY),
-        ("mmap_huge", ANY, ANY, ANY, 0, (0, 1)),
-        LOOK,
-        ("use_file", ANY, (1, 3, 5), (0, 1), ANY),
-        LOOK,
-        BETWEEN,
-        ("use_file", ANY, (0, 2), ANY, ANY),
-        LOOK,
-    ),
-    (
-        ("needs", "gigantic"),
-        START,
-        ("resize_gigantic_pool", (0, 0, 1), 1),
-        ("mmap_huge", ANY, 0, (0, 1), 1, 5),
-        LOOK,
-        ("fill", ANY, ANY, 4, ANY),
-        ("munmap", ANY, 0, 5),
-        ("resize_gigantic_pool", ANY, ANY),
-        ("mmap_huge", ANY, 0, ANY, 1, 5),
-        LOOK,
-    ),
     # ranges and CMA, out of memory that was written, or reported, or both
     (
         ("take_run", ANY, ANY, ANY, ANY, ANY),
@@ -184,6 +103,31 @@ _ALL: Final[tuple[tuple[Move, ...], ...]] = (
         ("take_from_cma", ANY, ANY),
         LOOK,
     ),
+    # ranges that begin and end anywhere, through memory that is partly known to be zero
+    (
+        ("kernel_block", (0, 1, 3), ANY, ANY, ANY, (0, 4)),
+        ("kernel_block", (0, 1, 2, 5), ANY, ANY, ANY, (0, 4)),
+        ("free_kernel_block", ANY, ANY),
+        ("stain", ANY),
+        ("take_range", ANY, ANY, 1, ANY),
+        BETWEEN,
+        ("take_range", ANY, ANY, ANY, ANY),
+        ("give_range_back", ANY, ANY),
+        ("take_range", ANY, ANY, 1, ANY),
+        LOOK,
+    ),
+    # pages that are moved, each with something else in it
+    (
+        START,
+        ("mmap", ANY, (3, 4, 5), (0, 2, 3)),
+        ("fill", ANY, ANY, (4, 5), 4),
+        ("thin_out", ANY, ANY),
+        ("stain", ANY),
+        (("compact",),),
+        ("take_run", ANY, ANY, ANY, ANY, ANY),
+        ("take_range", ANY, ANY, ANY, 0),
+        LOOK,
+    ),
     # the kernel's own
     (
         ("kernel_block", ANY, ANY, ANY, ANY, (0, 7)),
@@ -198,6 +142,83 @@ _ALL: Final[tuple[tuple[Move, ...], ...]] = (
         ("kernel_block", (0, 1, 3), ANY, ANY, ANY, (4, 5, 6)),
         BETWEEN,
         ("kernel_block", (0, 1, 3), ANY, (1, 3), ANY, ANY),
+        LOOK,
+    ),
+    # what waits on a CPU's list, when the guest sleeps and when a page of it breaks
+    (
+        ("park", ANY, ANY, ANY, ANY),
+        ("park", ANY, ANY, ANY, ANY),
+        (("hibernate", "suspend"),),
+        ("kernel_block", (0, 1, 2, 3, 9), ANY, (1, 3), ANY, ANY),
+        ("kernel_block", (0, 1, 2, 3, 9), ANY, (1, 3), ANY, ANY),
+    ),
+    (
+        ("park", ANY, ANY, ANY, ANY),
+        ("kernel_block", (0, 1, 3), ANY, ANY, ANY, (2, 3, 8)),
+        ("kernel_block", (0, 1, 3), ANY, ANY, ANY, (2, 3, 8)),
+        ("break_page", ANY, (3, 5, 6)),
+        BETWEEN,
+        ("kernel_block", (0, 1, 3), ANY, (1, 3), ANY, ANY),
+        ("mmap", ANY, ANY, 2),
+        LOOK,
+        ("repair_page", ANY),
+    ),
+    # large blocks side by side, of which not each comes back as zero
+    (
+        START,
+        ("kernel_block", (8, 9), ANY, ANY, ANY, 0),
+        ("kernel_block", (8, 9), ANY, ANY, ANY, 0),
+        ("kernel_block", (8, 9), ANY, ANY, ANY, 0),
+        ("free_kernel_block", ANY, ANY),
+        ("free_kernel_block", ANY, ANY),
+        ("free_kernel_block", ANY, ANY),
+        ("drain",),
+        ("kernel_block", (9, 10), ANY, (1, 3), ANY, ANY),
+    ),
+    # blocks by the dozen, and blocks of which a part is still held
+    (
+        ("kernel_block", (1, 2, 3), ANY, 0, ANY, 6),
+        ("bulk", ANY, ANY, 0),
+        BETWEEN,
+        ("bulk", ANY, ANY, 1),
+        ("free_kernel_block", ANY, ANY),
+        ("mmap", ANY, ANY, 2),
+        LOOK,
+    ),
+    # memory of another node than the nearest
+    (
+        ("needs", "two_nodes"),
+        ("set_policy", ANY, ANY, ANY),
+        ("mmap", ANY, (2, 3, 4), (1, 2)),
+        ("mbind", ANY, 0, 5, ANY, ANY),
+        ("populate", ANY, 0, 5),
+        LOOK,
+    ),
+    # promises of what is free, and pages that were broken
+    (
+        ("needs", "page_poisoning"),
+        ("break_page", ANY, (0, 2, 3)),
+        ("break_page", ANY, (1, 4)),
+        ("repair_page", ANY),
+        ("repair_page", ANY),
+        BETWEEN,
+        ("kernel_block", ANY, ANY, ANY, ANY, ANY),
+    ),
+    (
+        ("needs", "init_on_free"),
+        ("break_page", ANY, (0, 2, 3)),
+        ("break_page", ANY, (1, 4)),
+        ("repair_page", ANY),
+        ("repair_page", ANY),
+        BETWEEN,
+        ("kernel_block", ANY, ANY, (1, 3), ANY, ANY),
+    ),
+    (
+        ("needs", "init_on_free"),
+        ("flush", 0),
+        ("park", ANY, ANY, ANY, ANY),
+        ("kernel_block", ANY, ANY, ANY, ANY, (4, 5, 8)),
+        ("hibernate",),
         LOOK,
     ),
     # owners that leave their flags behind, where nobody looks
@@ -242,6 +263,17 @@ _ALL: Final[tuple[tuple[Move, ...], ...]] = (
         HOST,
         ("balloon", (1, 2, 5)),
         BETWEEN,
+        ("balloon", (0, 1)),
+        ("kernel_block", ANY, ANY, (1, 3), ANY, ANY),
+    ),
+    (
+        ("balloon", (2, 3, 4)),
+        ("host_fails", ANY, ANY, ANY),
+        ("host_lies", ANY, ANY, ANY),
+        ("migrate_balloon", ANY, ANY),
+        HOST,
+        (("migrate_balloon",),),
+        ("stain", ANY),
         ("balloon", (0, 1)),
         ("kernel_block", ANY, ANY, (1, 3), ANY, ANY),
     ),

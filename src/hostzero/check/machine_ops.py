@@ -48,7 +48,7 @@ class Operation:
     run: Run
     names: tuple[str, ...]
     most: tuple[int, ...]
-    isolates: bool
+    isolates: bool | Callable[[World], bool]
     weight: int
     when: Callable[[World], bool]
 
@@ -61,7 +61,11 @@ OPERATIONS: Final[dict[str, Operation]] = {}
 
 
 def operation(
-    *, isolates: bool = False, weight: int = 1, when: Callable[[World], bool] = _always, **most: int
+    *,
+    isolates: bool | Callable[[World], bool] = False,
+    weight: int = 1,
+    when: Callable[[World], bool] = _always,
+    **most: int,
 ) -> Callable[[Run], Run]:
     """Put a function into the table; its arguments go from 0 to the number given for each."""
 
@@ -86,6 +90,7 @@ def load_operations() -> dict[str, Operation]:
         machine_ops_hugetlb,
         machine_ops_kernel,
         machine_ops_processes,
+        machine_ops_ranges,
     )
 
     return OPERATIONS
@@ -107,7 +112,10 @@ def perform(world: World, step: Sequence[Any]) -> None:
     if not all(isinstance(argument, int) and argument >= 0 for argument in arguments):
         raise UsageError(f"search `machine`: {step[0]!r} takes numbers from 0 on, not {list(arguments)!r}")
     said = " ".join(map(str, step))
-    guard(world, lambda: operation_of.run(world, *arguments), said, isolates=operation_of.isolates)
+    isolates = operation_of.isolates
+    if callable(isolates):
+        isolates = isolates(world)
+    guard(world, lambda: operation_of.run(world, *arguments), said, isolates=isolates)
 
 
 def guard(world: World, call: Callable[[], None], said: str, *, isolates: bool = True) -> None:
@@ -119,7 +127,7 @@ def guard(world: World, call: Callable[[], None], said: str, *, isolates: bool =
         world.check(said)
     except Violated as violated:
         if violated.violation.pfn is not None and not violated.violation.history:
-            history = (*history_of(world.events, violated.violation.pfn), f"{said}: found here")
+            history = (*history_of(world.oracle.events, violated.violation.pfn), f"{said}: found here")
             raise Violated(violated.violation.with_history(history)) from None
         raise
     except HostzeroError as error:
@@ -155,6 +163,11 @@ def areas(world: World, *, huge: bool | None = None) -> list[tuple[User, Area]]:
     return [
         (user, area) for user in world.users for area in user.areas if huge is None or (area.unit > 1) == huge
     ]
+
+
+def makes_gigantic_pages(world: World) -> bool:
+    """Return whether the guest has gigantic pages, for which ranges are isolated, also in vain."""
+    return bool(world.mm.config.gigantic_order)
 
 
 def anything_mapped(world: World) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hostzero.check.inventory import FREE, PARKED
+from hostzero.check.inventory import DEFERRED, FREE, PARKED
 from hostzero.check.machine_ops import operation
 from hostzero.mm.memory_failure import MF_RECOVERED
 
@@ -18,9 +18,9 @@ MOST_BROKEN = 8
 RUBBISH = 0xE7
 
 
-@operation(isolates=True, at=65535, whose=4)
+@operation(isolates=True, at=65535, whose=6)
 def break_page(world: World, at: int, whose: int) -> None:
-    """The hardware reports a page: any, a process's, one known to be zero, a parked one, the kernel's."""
+    """The hardware reports a page: any, a process's, one known to be zero, one that waits, the kernel's."""
     before = world.before
     if len(world.broken) >= MOST_BROKEN or before is None:
         return
@@ -31,6 +31,9 @@ def break_page(world: World, at: int, whose: int) -> None:
         candidates = np.flatnonzero(before.pages.zeroed & (before.pages.place >= FREE))
     elif whose == 3:
         candidates = np.flatnonzero(before.pages.place == PARKED)
+    elif whose in {5, 6}:
+        waiting = np.isin(before.pages.place, (PARKED, DEFERRED) if whose == 5 else DEFERRED)
+        candidates = np.flatnonzero(waiting & (before.pages.zeroed | (whose == 6)))
     elif whose == 4:
         candidates = np.array([pfn + i for pfn, order, _ in world.blocks for i in range(1 << order)])
     if not len(candidates):

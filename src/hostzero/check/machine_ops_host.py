@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 CAPACITIES = (3, 1, 0, 7)
 BUDGETS = (1 << 20, 1, 3)
 TARGETS = (0, 1, 20, 60, 150, 1500)
+MOST_MOVED = 150
+"""How many pages a balloon has at most where a range for a gigantic page is emptied of them, one by one."""
 SECONDS = (2.0, 0.5, 10.0)
 
 
@@ -52,7 +54,8 @@ def flush(world: World, budget: int) -> None:
 def balloon(world: World, pages: int) -> None:
     """The host wants a balloon of another size."""
     world.unasked = True
-    world.balloon(min(TARGETS[pages % len(TARGETS)], world.pages // 5) * PAGE_SIZE)
+    most = MOST_MOVED if world.mm.config.gigantic_order else world.pages // 5
+    world.balloon(min(TARGETS[pages % len(TARGETS)], most) * PAGE_SIZE)
 
 
 @operation(seconds=len(SECONDS) - 1)
@@ -121,13 +124,14 @@ def migrate_balloon(world: World, at: int, count: int) -> None:
             world.mm.free_pages(Pfn(pfn))
 
 
-@operation(isolates=True)
+@operation()
 def suspend(world: World) -> None:
     """The guest sleeps, and wakes with its memory."""
     driver = world.machine.driver
     if driver.state not in {State.ACTIVE, State.FAILED}:
         return
     with_device(world, driver.freeze)
+    world.check("suspend: the driver has let go")
     with_device(world, driver.restore)
 
 
@@ -138,7 +142,7 @@ def hibernate(world: World) -> None:
     if driver.state not in {State.ACTIVE, State.FAILED}:
         return
     with_device(world, driver.freeze)
-    pages = world.moment().pages
+    pages = world.oracle.moment().pages
     for pfn in pages.blocks():
         if 1 <= pages.place[pfn] <= 3:
             # The host still knows of what was reported: it is asked for other bytes, and for no others.
@@ -147,12 +151,13 @@ def hibernate(world: World) -> None:
     with_device(world, lambda: driver.restore(hibernated=True))
 
 
-@operation(isolates=True)
+@operation()
 def reset_device(world: World) -> None:
     """The driver lets go of the device and takes it again."""
     driver = world.machine.driver
     if driver.state is not State.UNBOUND:
         with_device(world, driver.remove)
+        world.check("reset_device: the driver has let go")
     if driver.state is State.UNBOUND:
         bind(world, driver.probe)
 

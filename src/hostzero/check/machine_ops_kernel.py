@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from hostzero.check.inventory import found
+from hostzero.check.inventory import BALLOON, found
+from hostzero.check.inventory import FREE as FREE_PLACE
 from hostzero.check.machine_ops import operation
 from hostzero.errors import OutOfMemory
 from hostzero.mm.buddy import FPI_TRYLOCK, FPI_ZEROED
@@ -21,9 +23,9 @@ from hostzero.mm.gfp import (
     GFP_ZERO,
     USER_ADDR_NONE,
 )
-from hostzero.mm.mmzone import NO_PAGE
+from hostzero.mm.mmzone import MAX_PAGE_ORDER, NO_PAGE
 from hostzero.mm.page_free import __free_frozen_pages
-from hostzero.units import Pfn
+from hostzero.units import PAGE_SIZE, Pfn
 
 if TYPE_CHECKING:
     from hostzero.check.world import World
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
 WISHES = (0, GFP_ZERO, GFP_COMP, GFP_ZERO | GFP_COMP)
 MOST_KEPT = 12
 MOST_TAKEN = 64
+BULKS = (5, 1, 40)
+STAINS = (0x3C, 0xFF, 1)
+PARKED_ORDERS = (0, 1, 2, 3, 9)
 KEEP, FREE, NOLOCK, NOLOCK_PCP, ZEROED, PUT_ZEROED, SHARED, PRIVATE, NOLOCK_ZEROED, FLAGGED = range(10)
 
 
@@ -77,11 +82,28 @@ def kernel_block(world: World, order: int, movable: int, wish: int, node: int, f
             found("rot", "a folio was freed that somebody holds a reference to", pfn, order=order)
         world.bytes_of(pfn, order)[:] = 0x78
         mm.free_pages(pfn, order, cpu=cpu)
+    elif fate == SHARED and len(world.blocks) < MOST_KEPT:
+        # Not a folio: the reference holds the first page, and the others go.
+        record._refcount += 1
+        mm.free_pages(pfn, order, cpu=cpu)
+        world.blocks.append((pfn, 0, 0x77))
     else:
         if fate == FLAGGED:
             world.use_flags(pfn, order)
             world.leave_flags(pfn, order)
         mm.free_pages(pfn, order, cpu=cpu)
+
+
+@operation(order=3, count=len(BULKS) - 1, zero=1)
+def bulk(world: World, order: int, count: int, zero: int) -> None:
+    """Many blocks of one order are taken at once, written, and freed at once."""
+    cpu, flags = world.nr_cpus - 1, GFP_ZERO if zero % 2 else 0
+    world.unasked = not flags
+    wanted = BULKS[count % len(BULKS)]
+    pfns = world.mm.alloc_pages_bulk(GFP_KERNEL | GFP_NORETRY | flags, wanted, order=order % 4, cpu=cpu)
+    for pfn in pfns.tolist():
+        world.taken(pfn, order % 4, zeroed=bool(flags), fill=0x77)
+    world.mm.free_pages_bulk(pfns, order % 4, cpu=cpu)
 
 
 @operation(order=4, movable=1, wish=3, node=1)
@@ -118,7 +140,7 @@ def free_kernel_block(world: World, which: int, zeroed: int) -> None:
 @operation(isolates=True, weight=2, order=11, wish=3, node=1, only=1, user=1)
 def take_run(world: World, order: int, wish: int, node: int, only: int, user: int) -> None:
     """A contiguous range is taken, as a folio or page by page."""
-    if len(world.runs) > 3:
+    if len(world.runs) > 3 or (order > MAX_PAGE_ORDER and world.crowded):
         return
     order, node, flags = order % 12, node % world.nr_nodes, WISHES[wish % 4]
     gfp = GFP_KERNEL | flags | (GFP_THISNODE if only % 2 else 0)
@@ -153,7 +175,7 @@ def take_from_cma(world: World, order: int, zero: int) -> None:
             keep_run(world, world.cma, pfn, order % 12, flags)
 
 
-@operation(isolates=True, when=lambda world: bool(world.runs or world.cma), count=1)
+@operation(when=lambda world: bool(world.runs or world.cma), count=1)
 def give_runs_back(world: World, count: int) -> None:
     """Contiguous ranges are freed, the oldest first."""
     world.give_runs_back(count % 2 + 1)
@@ -163,6 +185,41 @@ def give_runs_back(world: World, count: int) -> None:
 def compact(world: World) -> None:
     """All memory is compacted."""
     world.mm.compact_memory()
+
+
+@operation(weight=2, byte=len(STAINS) - 1)
+def stain(world: World, byte: int) -> None:
+    """Free memory of which nobody says anything holds anything, as if each owner had written to the last."""
+    config, before = world.mm.config, world.before
+    if before is None:
+        return
+    place = before.pages.place
+    # What is free is overwritten where that is promised; what is in the balloon and in pools is not.
+    first = BALLOON if config.page_poisoning or config.want_init_on_free else FREE_PLACE
+    anything = (place >= first) & ~before.pages.zeroed
+    if config.dcache_aliasing:
+        anything &= world.mem.kernel_lines[: world.pages] == 0
+    world.mm.ram_bytes.reshape(-1, PAGE_SIZE)[anything] = STAINS[byte % len(STAINS)]
+
+
+@operation(order=len(PARKED_ORDERS) - 1, movable=1, count=5, zeroed=63)
+def park(world: World, order: int, movable: int, count: int, zeroed: int) -> None:
+    """Blocks are taken and freed one after the other, some of them as zero: they wait on a CPU's list."""
+    gfp = (GFP_HIGHUSER_MOVABLE if movable % 2 else GFP_KERNEL) | GFP_NORETRY
+    order, cpu, taken = PARKED_ORDERS[order % len(PARKED_ORDERS)], world.nr_cpus - 1, list[Pfn]()
+    world.unasked = True
+    with suppress(OutOfMemory):
+        for _ in range(count % 6 + 1):
+            taken.append(world.mm.alloc_pages(gfp, order, cpu=cpu))
+    for i, pfn in enumerate(taken):
+        world.taken(pfn, order, zeroed=False, fill=0x77)
+        if zeroed >> i & 1:
+            world.bytes_of(pfn, order)[:] = 0
+            world.host.shown(pfn, 1 << order)
+            world.mem.mem_map[pfn]._refcount = 0
+            world.mm.free_frozen_pages_zeroed(pfn, order, cpu=cpu)
+        else:
+            world.mm.free_pages(pfn, order, cpu=cpu)
 
 
 @operation()

@@ -18,6 +18,7 @@ from hostzero.mm.mmap import (
     MADV_PAGEOUT,
     MADV_POPULATE_WRITE,
     MAP_FIXED,
+    MAP_UNINITIALIZED,
 )
 from hostzero.units import PAGE_SIZE
 
@@ -26,12 +27,14 @@ if TYPE_CHECKING:
     from hostzero.check.world import World
 
 SIZES = (1, 3, 17, 64, 512, 1100)
-BYTES = (0x11, 0, 7, 0xFF)
+EACH_OTHER = -1
+"""Each page is full of another byte."""
+BYTES = (0x11, 0, 7, 0xFF, EACH_OTHER)
 ADVICE = (MADV_PAGEOUT, MADV_PAGEOUT, MADV_HUGEPAGE, MADV_NOHUGEPAGE)
 POLICIES = (MPOL_DEFAULT, MPOL_PREFERRED, MPOL_BIND, MPOL_INTERLEAVE)
-HUGE = 4
+HUGE, UNINITIALIZED = 4, 5
 GAPS = (2, 3, 8)
-THINNED = 2048
+THINNED = 1024
 LEFT = (4, 16, 64, 300)
 MOST_AREAS = 24
 LIMITS = (None, 0, 5, 600)
@@ -39,21 +42,34 @@ LIMITS = (None, 0, 5, 600)
 
 def fill_pages(user: User, area: Area, first: int, end: int, byte: int) -> None:
     """Have a process write, and note what it wrote."""
-    if tolerate(lambda: user.process.fill(*span(first, end), byte)):
-        area.content[first - area.start : end - area.start] = byte
+    if byte == EACH_OTHER:
+        if tolerate(lambda: user.process.madvise(*span(first, end), MADV_POPULATE_WRITE)):
+            content = (np.arange(first, end) % 251 + 3).astype(np.uint8)
+            for page, value in enumerate(content.tolist(), first):
+                user.process.fill(*span(page, page + 1), value)
+            area.wrote(first, end, content)
+    elif tolerate(lambda: user.process.fill(*span(first, end), byte)):
+        area.wrote(first, end, byte)
 
 
-@operation(weight=4, user=1, size=len(SIZES) - 1, then=4)
+@operation(weight=4, user=1, size=len(SIZES) - 1, then=5)
 def mmap(world: World, user: int, size: int, then: int) -> None:
-    """Map memory, at address 0 too, and perhaps write it or fault it in, in huge pages if there are any."""
+    """Map memory, at address 0 too, and perhaps write it or fault it in, in huge pages if there are any.
+
+    Memory that need not be zero is only mapped: what is in it shows when it is read or written.
+    """
     owner, pages = world.users[user % 2], SIZES[size % len(SIZES)]
     if sum(area.end - area.start for _, area in areas(world)) + pages > world.pages * 3 // 4:
         return
     fixed = then in {0, 3} and not any(area.start < pages for area in owner.areas)
-    start = owner.process.mmap(pages * PAGE_SIZE, MAP_FIXED if fixed else 0) // PAGE_SIZE
+    flags = (MAP_FIXED if fixed else 0) | (MAP_UNINITIALIZED if then == UNINITIALIZED else 0)
+    start = owner.process.mmap(pages * PAGE_SIZE, flags) // PAGE_SIZE
     area = Area(start, start + pages, np.zeros(pages, dtype=np.uint8))
     owner.areas.append(area)
-    if then == 1:
+    if then == UNINITIALIZED:
+        if not world.mm.config.want_init_on_alloc:
+            area.unknown = np.ones(pages, dtype=np.bool_)
+    elif then == 1:
         fill_pages(owner, area, start, start + pages, 0x11)
     elif then > 1:
         world.untouched = True
@@ -143,7 +159,7 @@ def dontneed(world: World, which: int, at: int, length: int) -> None:
     world.with_room(lambda: user.process.madvise(*span(first, end), MADV_DONTNEED), user)
     if not area.shared:
         user.lost -= set(range(first, end))
-        area.content[first - area.start : end - area.start] = 0
+        area.dropped(first, end)
 
 
 @operation(when=anything_mapped, which=7, gap=2)
@@ -157,7 +173,7 @@ def thin_out(world: World, which: int, gap: int) -> None:
         advice = functools.partial(user.process.madvise, *span(page, page + 1), MADV_DONTNEED)
         world.with_room(advice, user)
         user.lost.discard(page)
-        area.content[page - area.start] = 0
+        area.dropped(page, page + 1)
 
 
 @operation(when=anything_mapped, which=7, at=1023, length=5, advice=len(ADVICE) - 1)
@@ -176,6 +192,14 @@ def mbind(world: World, which: int, at: int, length: int, mode: int, mask: int) 
         policy = POLICIES[mode % 4]
         nodes = 0 if policy == MPOL_DEFAULT else mask % 3 + 1 if world.nr_nodes == 2 else 1
         user.process.mbind(*span(first, end), policy, nodes)
+
+
+@operation(user=1, mode=3, mask=2)
+def set_policy(world: World, user: int, mode: int, mask: int) -> None:
+    """Choose the nodes of a process's mappings to come."""
+    policy = POLICIES[mode % 4]
+    nodes = 0 if policy == MPOL_DEFAULT else mask % 3 + 1 if world.nr_nodes == 2 else 1
+    world.users[user % 2].process.set_mempolicy(policy, nodes)
 
 
 @operation(pages=len(LIMITS) - 1)

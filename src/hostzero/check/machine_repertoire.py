@@ -12,7 +12,8 @@ import random
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from hostzero.check.machine_episodes import ANY, BETWEEN, COMMON, EPISODES, GROUPS, Move
+from hostzero.check.machine_episodes import COMMON, EPISODES
+from hostzero.check.machine_moves import ANY, BETWEEN, GROUPS, Move
 
 if TYPE_CHECKING:
     from hostzero.check.machine_ops import Operation

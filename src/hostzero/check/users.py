@@ -43,12 +43,33 @@ class Area:
     file: File | None = None
     shared: bool = False  # a file, perhaps without a name, keeps the contents
     under: NDArray[np.uint8] | None = None  # what the file holds that a private mapping shows
+    unknown: NDArray[np.bool_] | None = None  # of pages that need not be zero
 
     def part(self, first: int, end: int) -> Area:
         """Return what is left if only some pages stay; the content is the same memory."""
         pages = slice(first - self.start, end - self.start)
         under = None if self.under is None else self.under[pages]
-        return Area(first, end, self.content[pages], self.unit, self.file, self.shared, under)
+        unknown = None if self.unknown is None else self.unknown[pages]
+        return Area(first, end, self.content[pages], self.unit, self.file, self.shared, under, unknown)
+
+    def wrote(self, first: int, end: int, content: NDArray[np.uint8] | int) -> None:
+        """Note what each of some pages is full of now."""
+        pages = slice(first - self.start, end - self.start)
+        self.content[pages] = content
+        if self.unknown is not None:
+            self.unknown[pages] = False
+
+    def dropped(self, first: int, end: int) -> None:
+        """Note that some pages are gone, and that the next ones are fresh."""
+        self.wrote(first, end, 0)
+        if self.unknown is not None:
+            self.unknown[first - self.start : end - self.start] = True
+
+    def is_known(self, numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return of each of some pages whether it is known what it holds."""
+        if self.unknown is None:
+            return np.ones(len(numbers), dtype=np.bool_)
+        return ~self.unknown[numbers - self.start]
 
 
 @dataclass
@@ -130,14 +151,19 @@ class Contents:
         self.zero_page = int(mm.mem.vm[0].empty_zero_page)
         self.pfns: list[NDArray[np.int64]] = []
         self.values: list[NDArray[np.uint8]] = []
+        self.strange: list[NDArray[np.int64]] = []
         self.slots: list[NDArray[np.int64]] = []
         self.anonymous: list[NDArray[np.int64]] = []
         self.entries: list[NDArray[np.int64]] = []
 
     def block(self, pfn: int, order: int, value: int) -> None:
         """Expect a block to be full of a byte."""
-        self.pfns.append(np.arange(pfn, pfn + (1 << order)))
-        self.values.append(np.full(1 << order, value, dtype=np.uint8))
+        self.range(pfn, 1 << order, value)
+
+    def range(self, pfn: int, pages: int, value: int) -> None:
+        """Expect the same of a range of pages."""
+        self.pfns.append(np.arange(pfn, pfn + pages))
+        self.values.append(np.full(pages, value, dtype=np.uint8))
 
     def file(self, file: File) -> None:
         """Expect the pages of a file to hold its content."""
@@ -164,11 +190,17 @@ class Contents:
                     "a process reads the zero page where it has written something else",
                     self.zero_page,
                 )
+            if area.unknown is not None:
+                # What has been read as zero stays zero, whatever the mapping takes fresh pages for.
+                area.unknown[numbers[zero] - area.start] = False
+            known = area.is_known(numbers)
             present = (pfns >= 0) & ~zero
-            self.pfns.append(pfns[present])
-            self.values.append(content[present])
+            self.pfns.append(pfns[present & known])
+            self.values.append(content[present & known])
+            self.strange.append(pfns[present & ~known])
             swapped = slots >= 0
-            self.swapped(slots[swapped], content[swapped])
+            self.slots.append(slots[swapped])
+            self.swapped(slots[swapped & known], content[swapped & known])
             if area.unit == 1:
                 self.anonymous.append(pfns[present])
                 self.places(user, numbers[present], pfns[present], mapped.huge[here][present])
@@ -196,7 +228,6 @@ class Contents:
 
     def swapped(self, slots: NDArray[np.int64], content: NDArray[np.uint8]) -> None:
         """Compare pages in the swap area."""
-        self.slots.append(slots)
         if wrong_bytes(self.mem.swap_area.view(np.uint64), slots, content).any():
             found("corruption", "a page in the swap area holds something else than was written")
 
@@ -234,9 +265,10 @@ class Contents:
         if not self.pfns:
             return
         pfns, values = np.concatenate(self.pfns), np.concatenate(self.values)
-        misplaced = self.pages.place[pfns] != OWNED
+        held = np.concatenate([pfns, *self.strange])
+        misplaced = self.pages.place[held] != OWNED
         if misplaced.any():
-            at = int(pfns[np.argmax(misplaced)])
+            at = int(held[np.argmax(misplaced)])
             found("corruption", "a page that somebody has is on a list of pages without an owner", at)
         if self.mm.config.dcache_aliasing:
             hidden = pfns[self.mem.kernel_lines[pfns] != 0]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A machine with every feature at once, its users and its host, and what must be true of them."""
+"""A machine with every feature at once, its users and its host: who owns which pages, and what they hold."""
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -12,13 +12,11 @@ from typing import Any, Final, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from hostzero.check.absent import backed_pages, first_wrong, wrong_bytes
 from hostzero.check.host import Host
-from hostzero.check.inventory import BALLOON, DEFERRED, FREE, PLACES, POOL, Inventory, found, take_inventory
-from hostzero.check.laws import Laws, Moment, counters_of, history_of
-from hostzero.check.machine_rows import rows_of
-from hostzero.check.users import Area, Contents, File, User
-from hostzero.check.violation import Violated
+from hostzero.check.inventory import found
+from hostzero.check.laws import Moment
+from hostzero.check.oracle import Oracle
+from hostzero.check.users import Area, File, User
 from hostzero.check.world_setup import GIGANTIC, boot, checked, device_config
 from hostzero.device import BalloonDevice
 from hostzero.driver import State, VirtioBalloon
@@ -26,17 +24,16 @@ from hostzero.errors import DriverError, HostzeroError, MmError, OutOfMemory
 from hostzero.mm.cma import cma_release_frozen
 from hostzero.mm.contig import free_contig_frozen_range
 from hostzero.mm.page_flags import PG_dirty, PG_hwpoison, PG_private, PG_referenced, PG_uptodate
+from hostzero.mm.page_free import __free_contig_range as free_contig_range
 from hostzero.units import PAGE_SIZE, Pfn
 
 T = TypeVar("T")
 
-POISON: Final = 0xAA
-READ_AGAIN: Final = 4
-"""A page that stays where it is is read every so many steps, where time is short."""
+MOST_MOVED: Final = 600
+"""How many folios may be in the way of a gigantic page that is asked for."""
+
 OWNERS_FLAGS: Final = PG_private | PG_uptodate | PG_dirty | PG_referenced
 """What an owner may use for itself; two of them mean something else on a free list."""
-EVENTS: Final = 48
-"""How many operations a page's history reaches back."""
 
 
 class World:
@@ -49,18 +46,16 @@ class World:
         blocks: blocks of the kernel: page, order, the byte they are full of.
         private: pages whose owner uses flags of theirs for itself.
         rows: which rows of the lifecycle table were exercised.
+        isolates: the operation takes blocks off the lists, and it is not known which.
+        isolated: it does so with the pages from one to before the other.
         unasked: the operation asks for no memory that is zero.
     """
 
     def __init__(self, setup: dict[str, Any], *, thorough: bool = True) -> None:
         """Boot on memory full of dirt; read every page after every step only if `thorough`."""
-        self.thorough = thorough
-        self.turn = 0
-        self.seen: tuple[Any, ...] = ()
-        self.gigantic = 0
         self.unasked = False
         self.setup = setup = checked(setup)
-        self.ram, self.machine = boot(setup)
+        self.ram, self.machine, self.rest = boot(setup)
         self.mm = self.machine.mm
         self.mem = self.mm.mem
         self.pages = self.mm.nr_pages
@@ -75,16 +70,17 @@ class World:
         self.runs: list[tuple[int, int]] = []
         self.cma: list[tuple[int, int]] = []
         self.broken: list[int] = []
+        self.ranges: list[tuple[int, int]] = []
         self.private = np.zeros(self.pages, dtype=np.bool_)
         self.rows: Counter[str] = Counter()
-        self.events: deque[tuple[str, Moment]] = deque(maxlen=EVENTS)
         self.step = "boot"
         self.isolates = False
+        self.isolated = (0, 0)
         self.untouched = False
         self.cgroup = self.mm.memcg.create(None)
         self.users = [User(self.mm.spawn(), 0), User(self.mm.spawn(node=self.nr_nodes - 1), 1)]
         self.users[1].process.memcg = self.cgroup
-        self.before: Moment | None = None
+        self.oracle = Oracle(self, thorough=thorough)
         self.check()
 
     def __enter__(self) -> Self:
@@ -113,7 +109,7 @@ class World:
 
     def give_to_tables(self) -> None:
         """Free the runs and empty the balloon."""
-        self.give_runs_back(len(self.runs) + len(self.cma))
+        self.give_runs_back(len(self.runs) + len(self.cma) + len(self.ranges))
         self.balloon(0)
 
     def give_blocks_back(self) -> None:
@@ -152,6 +148,11 @@ class World:
         if user.number:
             user.process.memcg = self.cgroup
 
+    @property
+    def crowded(self) -> bool:
+        """Whether a large range would have to be emptied of very many folios first, one by one."""
+        return bool(np.count_nonzero(self.mem.mem_map["mapping"][: self.pages]) > MOST_MOVED)
+
     # Other owners.
 
     def bytes_of(self, pfn: int, order: int) -> NDArray[np.uint8]:
@@ -161,8 +162,13 @@ class World:
 
     def taken(self, pfn: int, order: int, *, zeroed: bool, fill: int | None) -> None:
         """Note that somebody was given a block; see that it is zero if that was asked for, and write it."""
-        self.host.owned(pfn, 1 << order)
-        content = self.bytes_of(pfn, order)
+        self.given(pfn, 1 << order, zeroed=zeroed, fill=fill)
+
+    def given(self, pfn: int, pages: int, *, zeroed: bool, fill: int | None) -> None:
+        """Note the same of a range of pages."""
+        self.host.owned(pfn, pages)
+        content = self.mm.ram_bytes[pfn * PAGE_SIZE : (pfn + pages) * PAGE_SIZE]
+        order = pages.bit_length() - 1
         if zeroed and content.any():
             at = int(np.argmax(content != 0))
             found(
@@ -174,7 +180,7 @@ class World:
                 wrong_offset=at,
                 wrong_value=int(content[at]),
             )
-        flags = self.mem.mem_map["flags_f"][pfn : pfn + (1 << order)]
+        flags = self.mem.mem_map["flags_f"][pfn : pfn + pages]
         if (flags & PG_hwpoison != 0).any():
             found("rot", "a page whose memory is broken was handed out", pfn, order=order)
         if (flags & PG_private != 0).any():
@@ -207,6 +213,12 @@ class World:
                 self.leave_flags(*self.cma[0])
                 if not cma_release_frozen(self.mm, *self.cma.pop(0)):
                     found("rot", "the CMA area does not take back what it gave")
+            elif self.ranges:
+                self.give_range_back(*self.ranges.pop(0))
+
+    def give_range_back(self, pfn: int, pages: int) -> None:
+        """Free a range page by page."""
+        free_contig_range(self.mem, pfn, pages, True, 0)
 
     def mapped_at(self, pfn: int) -> tuple[User, int] | None:
         """Return the user and the page number at which an anonymous page is mapped."""
@@ -225,7 +237,7 @@ class World:
         user.lost.add(page)
         for area in user.areas:
             if area.start <= page < area.end:
-                area.content[page - area.start] = 0
+                area.dropped(page, page + 1)
 
     # The host.
 
@@ -255,25 +267,10 @@ class World:
 
     # Checks.
 
-    def moment(self) -> Moment:
-        """Walk every list of the guest, and ask the host what it backs."""
-        reporting, mem = self.mm.page_reporting, self.mem
-        # Of what decides where a page is: much of what can happen changes nothing of it.
-        arrays = (mem.mem_map, mem.zone, mem.pcp, mem.hstate, mem.pageblock, mem.compound_head, self.private)
-        balloon = (int(mem.vm[0].nr_balloon_pages), int(mem.vm[0].nr_balloon_isolated))
-        seen = (balloon, *(array.tobytes() for array in arrays))
-        if seen != self.seen or self.before is None:
-            pages = take_inventory(mem, self.private if self.private.any() else None)
-            self.seen = seen
-        else:
-            pages = self.before.pages
-        return Moment(
-            pages,
-            backed_pages(self.ram),
-            counters_of(self.mem),
-            (reporting.report_calls, reporting.failed_calls),
-            self.mem.pageblock.copy(),
-        )
+    @property
+    def before(self) -> Moment | None:
+        """What was seen after the last step; None before the first look."""
+        return self.oracle.before
 
     def check(self, step: str = "boot") -> None:
         """See that everything is as it must be after a step, and remember it for the next.
@@ -281,153 +278,7 @@ class World:
         Raises:
             Violated: something is not; with the page's history.
         """
-        self.step = step
-        try:
-            self._check()
-        except Violated as violated:
-            violation = violated.violation
-            if violation.pfn is None:
-                raise
-            raise Violated(violation.with_history(history_of(self.events, violation.pfn))) from None
-
-    def _check(self) -> None:
-        now = self.moment()
-        self.turn += 1
-        self.events.append((self.step, now))
-        pages = now.pages
-        self.claims_are_true(now)
-        self.claims_have_reasons(pages)
-        self.owners_read_theirs(now)
-        self.free_pages_hold_their_promise(now)
-        self.counters_are_right(now)
-        if self.before is not None:
-            # A gigantic page is made of a range that is isolated, in a fault too.
-            isolates = self.isolates or self.gigantic != int(self.mem.hstate[1].nr_huge_pages)
-            laws = Laws(self.before, now, self.host, isolates=isolates, unasked=self.unasked)
-            laws.check(self.mem)
-            if self.untouched:
-                laws.untouched_pages_stay_absent(self.mem)
-            self.rows.update(rows_of(self.before, now, laws.delta, self.host, self.step))
-        self.host.reports.clear()
-        self.host.granted = 0
-        self.isolates = self.untouched = self.unasked = False
-        self.gigantic = int(self.mem.hstate[1].nr_huge_pages)
-        self.before = now
-
-    def claims_are_true(self, now: Moment) -> None:
-        """Every page under a claim is zero: read those that the host backs, the others are."""
-        pages = now.pages
-        claimed = np.flatnonzero(pages.zeroed & now.backed)
-        words = self.mm.ram_bytes.view(np.uint64)
-        wrong = wrong_bytes(words, claimed, 0)
-        if wrong.any():
-            self.false_claim(pages, int(claimed[np.argmax(wrong)]))
-        if self.mm.config.dcache_aliasing:
-            hidden = np.flatnonzero(
-                pages.zeroed & (pages.place != POOL) & (self.mem.kernel_lines[: self.pages] != 0)
-            )
-            if len(hidden):
-                what = "a page that is claimed to be zero has lines left in the kernel's cache"
-                found("corruption", what, int(hidden[0]), where=pages.describe(self.mem, int(hidden[0])))
-
-    def false_claim(self, pages: Inventory, pfn: int) -> None:
-        """Stop: a page is believed to be zero, and is not."""
-        offset, value = first_wrong(self.mm.ram_bytes.view(np.uint64), pfn, 0)
-        head = int(pages.head[pfn])
-        found(
-            "corruption",
-            f"a page on {PLACES[int(pages.place[pfn])].split(' ', 1)[1]} is claimed to be zero and is not",
-            pfn,
-            order=int(pages.order[pfn]),
-            where=pages.describe(self.mem, pfn),
-            claim="HPG_zeroed of its huge page" if pages.place[pfn] == POOL else "PG_zeroed of its block",
-            wrong_offset=(pfn - head) * PAGE_SIZE + offset,
-            wrong_value=value,
-        )
-
-    def claims_have_reasons(self, pages: Inventory) -> None:
-        """No page is claimed to be zero that nobody has shown to be: luck is no reason."""
-        unowned = (pages.place >= FREE) & (pages.place <= BALLOON)
-        claimed = pages.zeroed & unowned
-        baseless = claimed & ~self.host.zero
-        if baseless.any():
-            pfn = int(np.argmax(baseless))
-            found(
-                "corruption",
-                "a page is claimed to be zero that nobody has shown to be zero",
-                pfn,
-                order=int(pages.order[pfn]),
-                where=pages.describe(self.mem, pfn),
-                claim="PG_zeroed",
-            )
-        untold = pages.reported & ~self.host.told
-        if untold.any():
-            pfn = int(np.argmax(untold))
-            what = "a block is marked as reported, and the host was not told of all of it"
-            found("rot", what, pfn, order=int(pages.order[pfn]), where=pages.describe(self.mem, pfn))
-        self.host.zero &= unowned
-        self.host.told &= unowned
-
-    def due(self, pages: Inventory) -> NDArray[np.bool_]:
-        """Return which pages to read: those that have come from elsewhere, and each every few steps."""
-        if self.thorough or self.before is None:
-            return np.ones(self.pages, dtype=np.bool_)
-        due: NDArray[np.bool_] = pages.place != self.before.pages.place
-        due[self.turn % READ_AGAIN :: READ_AGAIN] = True
-        return due
-
-    def owners_read_theirs(self, now: Moment) -> None:
-        """Whatever somebody has written is there, and what nobody has written is zero."""
-        contents = Contents(self.mm, now.pages, now.backed, self.due(now.pages))
-        for user in self.users:
-            contents.user(user)
-        for file in self.files:
-            contents.file(file)
-        for pfn, order, value in self.blocks:
-            contents.block(pfn, order, value)
-        for pfn, order in self.runs + self.cma:
-            contents.block(pfn, order, 0x99)
-        contents.compare()
-
-    def free_pages_hold_their_promise(self, now: Moment) -> None:
-        """With poisoning or init_on_free, what is free holds what the guest relies on."""
-        config = self.mm.config
-        if not config.page_poisoning and not config.want_init_on_free:
-            return
-        value = POISON if config.page_poisoning else 0
-        place = now.pages.place
-        free = (place >= FREE) & (place <= DEFERRED)
-        if config.dcache_aliasing:
-            # What the kernel has written is in its lines, and in RAM when it is handed out.
-            lines = self.mem.kernel_lines[: self.pages]
-            hidden = np.flatnonzero(free & (lines != 0) & (lines != value + 1))
-            if len(hidden):
-                found("corruption", "a free page's cache lines do not hold what is promised", int(hidden[0]))
-            free &= lines == 0
-        wrong = np.flatnonzero(free & ~now.backed) if value else np.zeros(0, dtype=np.int64)
-        if not len(wrong):
-            backed = np.flatnonzero(free & now.backed & self.due(now.pages))
-            wrong = backed[wrong_bytes(self.mm.ram_bytes.view(np.uint64), backed, value)]
-        if len(wrong):
-            what = "a free page does not hold what init_on_free or poisoning promises"
-            found("corruption", what, int(wrong[0]), where=now.pages.describe(self.mem, int(wrong[0])))
-
-    def counters_are_right(self, now: Moment) -> None:
-        """Nothing bad was met, and accounts agree with what they count."""
-        vm = self.mem.vm[0]
-        if now.counters["nr_bad_pages"]:
-            found("rot", "the guest has met a bad page", int(vm.bug_pfn))
-        if int(vm.nr_poison_errors):
-            found("rot", "the guest has found its poison overwritten")
-        if now.counters["num_poisoned_pages"] != len(self.broken):
-            found("rot", "the guest counts another number of broken pages than broke")
-        if int(vm.nr_swap_pages) != np.count_nonzero(self.mem.swap_map == 0):
-            found("rot", "nr_swap_pages does not match the slots in use")
-        records = self.mem.mem_map[: self.pages]
-        charged = np.flatnonzero(records["memcg_data"] == self.cgroup + 1)
-        usage = int((1 << records["order"][charged].astype(np.int64)).sum()) if len(charged) else 0
-        if usage * PAGE_SIZE != self.mm.memcg.usage_bytes(self.cgroup):
-            found("rot", "a cgroup's usage is not what its pages are charged with")
+        self.oracle.check(step)
 
     # The end, of everybody or of everything.
 
@@ -440,7 +291,7 @@ class World:
             file.file.close()
         self.files.clear()
         self.give_blocks_back()
-        self.give_runs_back(len(self.runs) + len(self.cma))
+        self.give_runs_back(len(self.runs) + len(self.cma) + len(self.ranges))
         for order in (9, GIGANTIC) if self.mm.config.gigantic_order else (9,):
             self.mm.hugetlb.set_nr_overcommit(0, order)
             self.mm.hugetlb.set_nr_hugepages(0, order)
@@ -451,7 +302,7 @@ class World:
         Raises:
             Violated: something is.
         """
-        self.thorough = True
+        self.oracle.thorough = True
         self.host.faults.clear()
         self.host.lies.clear()
         self.host.silent = 0

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hostzero.device import DeviceConfig
 from hostzero.errors import UsageError
@@ -16,13 +19,21 @@ from hostzero.ram import Ram, open_ram
 from hostzero.units import PAGE_SIZE
 from hostzero.virtio.features import Feature, QueueRole
 
+Rest = tuple[NDArray[np.uint8], ...]
+
 MIB: Final = 1 << 20
 DIRT: Final = 0x5A
+PART: Final = "part of a file"
+HEAD: Final = (1 << 20) + 3 * PAGE_SIZE
+"""Where guest memory begins in a file that has more in it."""
+TAIL: Final = 5 * PAGE_SIZE
+REST: Final = 0xD7
+"""What the rest of that file holds."""
 GIGANTIC: Final = 11
 
 CHOICES: Final[dict[str, tuple[Any, ...]]] = {
     "mib": (4, 8, 8, 16, 16, 32),
-    "backing": ("anonymous", "anonymous", "memfd"),
+    "backing": ("anonymous", "anonymous", "memfd", "part of a file"),
     "nr_cpus": (1, 1, 2),
     "two_nodes": (False, False, True),
     "cma": (False, False, True),
@@ -108,10 +119,25 @@ def mm_config(setup: dict[str, Any]) -> MmConfig:
     )
 
 
-def boot(setup: dict[str, Any]) -> tuple[Ram, Machine]:
-    """Boot a machine on memory full of dirt."""
-    ram = open_ram(setup["mib"] * MIB, setup["backing"])
+def open_part(size: int) -> tuple[Ram, Rest]:
+    """Return memory that is a part of a file, as a peer shares it, and what else the file holds."""
+    fd = os.memfd_create("hostzero-check", os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(fd, HEAD + size + TAIL)
+        whole = np.frombuffer(mmap.mmap(fd, 0), dtype=np.uint8)
+        rest = whole[:HEAD], whole[HEAD + size :]
+        for part in rest:
+            part[:] = REST
+        return Ram.from_fd(fd, HEAD, size), rest
+    finally:
+        os.close(fd)
+
+
+def boot(setup: dict[str, Any]) -> tuple[Ram, Machine, Rest]:
+    """Boot a machine on memory full of dirt; return it with what is beside its memory in the same file."""
+    size = setup["mib"] * MIB
+    ram, rest = open_part(size) if setup["backing"] == PART else (open_ram(size, setup["backing"]), ())
     ram.array(np.uint8)[:] = DIRT
     machine = Machine(ram=ram, device=device_config(setup["features"], setup), mm=mm_config(setup))
     machine.mm.page_reporting.order = setup["reporting"][1]
-    return ram, machine
+    return ram, machine, rest
