@@ -110,8 +110,8 @@ class Driver:
         peer.sync()
         self.stop()
         # Any of this may be refused, because it was said before; afterwards nothing may.
-        offered = struct.unpack("=Q", peer.ask(Request.GET_FEATURES))[0]
-        protocol = WANTED & ProtocolFeature(struct.unpack("=Q", peer.ask(Request.GET_PROTOCOL_FEATURES))[0])
+        offered = peer.number(Request.GET_FEATURES)
+        protocol = WANTED & ProtocolFeature(peer.number(Request.GET_PROTOCOL_FEATURES))
         peer.send(Request.SET_PROTOCOL_FEATURES, U64(int(protocol)).pack())
         peer.send(Request.SET_OWNER)
         peer.sync()

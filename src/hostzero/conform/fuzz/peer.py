@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import array
 import contextlib
+import errno
 import socket
+import struct
+import time
 from collections import Counter, deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +25,8 @@ from hostzero.vhost_user.messages import FLAG_NEED_REPLY, HEADER, VERSION, Reque
 
 LAST_MAX: Final = 32
 """How much of what was done last is told with a finding."""
+
+_LOOK_EVERY: Final = 0.002
 
 
 class Log:
@@ -84,9 +89,8 @@ class Peer:
 
     def send_raw(self, data: bytes, fds: Sequence[int] = ()) -> None:
         """Send bytes; raises as `send`."""
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         try:
-            sent = self.sock.sendmsg([data], rights, socket.MSG_NOSIGNAL)
+            sent = self._send_first(data, fds)
             while sent < len(data):
                 sent += self.sock.send(data[sent:], socket.MSG_NOSIGNAL)
         except TimeoutError as error:
@@ -120,6 +124,13 @@ class Peer:
             raise Found(Kind.SILENT, f"the answer to {name_of(request)} is one to {name_of(got)}")
         return data
 
+    def number(self, request: Request) -> int:
+        """Send a well-formed request whose reply is a number, and return that; raises as `tell`."""
+        data = self.ask(request)
+        if len(data) != 8:
+            raise Found(Kind.REFUSED, f"{name_of(request)} is answered by {len(data)} bytes, not a number")
+        return int(struct.unpack("=Q", data)[0])
+
     def sync(self) -> None:
         """Wait until everything that was sent has been read, and take all replies.
 
@@ -134,21 +145,25 @@ class Peer:
                 return
             self.log.answers["nothing" if not data else "success" if data == bytes(8) else "other"] += 1
 
-    def ended(self) -> bool:
-        """Read until the backend closes; return whether it does."""
-        try:
-            while self.sock.recv(1 << 16):
-                pass
-        except TimeoutError:
-            return False
-        except OSError:
-            return True
-        return True
-
     def close(self) -> None:
         """Close the connection."""
         with contextlib.suppress(OSError):
             self.sock.close()
+
+    # The kernel bounds what descriptors one user has under way, over all sockets, and refuses more
+    # until the other ends have read some; it does not make us wait as it does for bytes.
+    def _send_first(self, data: bytes, fds: Sequence[int]) -> int:
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return self.sock.sendmsg([data], rights, socket.MSG_NOSIGNAL)
+            except OSError as error:
+                if error.errno != errno.ETOOMANYREFS:
+                    raise
+                if time.monotonic() > deadline:
+                    raise TimeoutError from error
+            time.sleep(_LOOK_EVERY)
 
     def _reply(self) -> tuple[int, bytes]:
         request, _flags, size = HEADER.unpack(self._exactly(HEADER.size))
