@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -68,6 +69,42 @@ def test_nobody_listens(tmp_path: Path) -> None:
     assert kind is Kind.DIED
     assert text == "cannot connect any more: No such file or directory"
     assert open_files() == before
+
+
+@contextlib.contextmanager
+def crowded(path: Path) -> Iterator[socket.socket]:
+    """A backend at which as many wait to be accepted as may."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        listener.bind(str(path))
+        listener.listen(1)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                sock = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+                sock.setblocking(False)
+                sock.connect(str(path))
+        yield listener
+
+
+def test_a_connection_waits_until_others_are_accepted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with crowded(tmp_path / "sock") as listener:
+        waits = 0
+
+        def accept(_seconds: float) -> None:
+            nonlocal waits
+            waits += 1
+            listener.accept()[0].close()
+
+        monkeypatch.setattr(peer_module.time, "sleep", accept)
+        Peer(tmp_path / "sock", Log()).close()
+        assert waits == 1
+
+
+def test_but_not_for_ever(tmp_path: Path, impatient: None) -> None:
+    with crowded(tmp_path / "sock"):
+        assert found(Peer, tmp_path / "sock", Log()) == (Kind.SILENT, "no connection is accepted in 0.2 s")
 
 
 def test_a_message_has_the_header_that_it_is_given(ends: tuple[Peer, socket.socket]) -> None:

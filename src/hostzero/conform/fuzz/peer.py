@@ -45,6 +45,31 @@ class Log:
         self.last.append(f"{kind}: {text}")
 
 
+def connect(path: Path) -> socket.socket:
+    """Return a socket that is connected to `path`; each call on it may take `PATIENCE`.
+
+    Raises:
+        OSError: nobody listens; a TimeoutError if nobody accepts.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(PATIENCE)
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                sock.connect(str(path))
+            except BlockingIOError as error:
+                # Too many wait to be accepted. A socket with a time limit is not made to wait for that.
+                if time.monotonic() > deadline:
+                    raise TimeoutError("no connection is accepted") from error
+                time.sleep(_LOOK_EVERY)
+            else:
+                return sock
+    except BaseException:
+        sock.close()
+        raise
+
+
 class Peer:
     """One connection.
 
@@ -58,16 +83,15 @@ class Peer:
         """Connect; the backend may end it at once, if it serves somebody else.
 
         Raises:
-            Found: nobody listens any more.
+            Found: nobody listens any more, or accepts.
         """
         self.log = log
         self.acknowledges = False
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(PATIENCE)
         try:
-            self.sock.connect(str(path))
+            self.sock = connect(path)
+        except TimeoutError as error:
+            raise Found(Kind.SILENT, f"{error} in {PATIENCE:g} s") from error
         except OSError as error:
-            self.sock.close()
             raise Found(Kind.DIED, f"cannot connect any more: {error.strerror or error}") from error
 
     def send(
