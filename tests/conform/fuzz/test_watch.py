@@ -129,6 +129,7 @@ def test_a_process_that_nobody_has_waited_for(process: Process) -> None:
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     for look in looks(watch):
         assert found(look) == (Kind.DIED, f"process {process.pid} has ended")
+    assert watch.figures() == {}
 
 
 def test_another_process_of_the_same_number(process: Process) -> None:

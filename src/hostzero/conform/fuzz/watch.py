@@ -166,17 +166,18 @@ class Watch:
     # ------------------------------------------------------------------ figures
 
     def figures(self) -> dict[str, int | float]:
-        """Return what the process has used so far; empty if it cannot be seen."""
+        """Return what the process has used so far; empty if it cannot be seen or has died."""
         if self.pid is None:
             return {}
         try:
+            self.alive()
             fields = self._stat()
             figures: dict[str, int | float] = {
                 "descriptors": len(self.descriptors()),
                 "anonymous_bytes": self._anonymous(),
                 "cpu_seconds": (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"),
             }
-        except OSError:  # it has died, and that was found
+        except (Found, OSError):  # it has died, and that was found
             return {}
         if self._log_at_start is not None:
             figures["log_bytes"] = (self._log() or 0) - self._log_at_start
