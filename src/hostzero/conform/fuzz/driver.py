@@ -106,7 +106,6 @@ class Driver:
         wanted = [feature for feature in _OPTIONAL if rng.random() < 0.75]
         poison = rng.choice((0, 0, 0xAAAAAAAA))
         peer.log.note("driver", f"starts with {' '.join(str(f.name) for f in wanted)}, sizes {sizes}")
-        peer.acknowledges = False
         peer.sync()
         self.stop()
         # Any of this may be refused, because it was said before; afterwards nothing may.
