@@ -31,6 +31,7 @@ FLOORS = {
     "render": 5,
     "host": 5,
     "stats": 5,
+    "qmp": 5,
     "bench": 6,
     "check": 6,
     "conform": 6,

@@ -133,13 +133,19 @@ class Arena:
             self.name_pages(np.frombuffer(data[shift : shift + whole], dtype="<u4").astype(np.int64))
 
     def name_segment(self, gpa: int, length: int) -> None:
-        """Record a range that a device may drop if it is whole pages, or write an answer to."""
-        offset = self.offset(gpa, length)
-        if offset is None or not length:
+        """Record a range that a device may drop if it is whole pages, or write an answer to.
+
+        A range from one region into the next is guest memory, too, whether a device takes it or not.
+        """
+        whole = not gpa % PAGE_SIZE and not length % PAGE_SIZE
+        end = gpa + min(length, BITMAP_BYTES_MAX)
+        parts = self._covered(gpa, length)
+        if sum(size for _, _, size in parts) < length:
             return
-        if not gpa % PAGE_SIZE and not length % PAGE_SIZE:
-            self._named[offset // PAGE_SIZE : (offset + length) // PAGE_SIZE] = True
-        self._open[offset : offset + min(length, BITMAP_BYTES_MAX)] = True
+        for start, offset, size in parts:
+            if whole:
+                self._named[offset // PAGE_SIZE : (offset + size) // PAGE_SIZE] = True
+            self._open[offset : offset + min(size, end - start)] = True
 
     def name_ring(self, gpa: int) -> None:
         """Record a place where a device was told that its used ring is, of any size."""
@@ -149,12 +155,14 @@ class Arena:
                 end = min(offset + USED_BYTES_MAX, (at + pages) * PAGE_SIZE)
                 self._open[offset:end] = True
 
-    def offset(self, gpa: int, length: int) -> int | None:
-        """Return where a range lies in the file; None unless one region holds all of it."""
+    # What of a range lies in regions: guest address, offset in the file, length.
+    def _covered(self, gpa: int, length: int) -> list[tuple[int, int, int]]:
+        found = []
         for start, at, pages in self._parts:
-            if start <= gpa and gpa + length <= start + pages * PAGE_SIZE:
-                return at * PAGE_SIZE + gpa - start
-        return None
+            first, end = max(gpa, start), min(gpa + length, start + pages * PAGE_SIZE)
+            if first < end:
+                found.append((first, at * PAGE_SIZE + first - start, end - first))
+        return found
 
     def pages(self, pfn: int, count: int) -> NDArray[np.uint8]:
         """Return the bytes of pages of DATA."""

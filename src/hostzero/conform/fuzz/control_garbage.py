@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 from collections.abc import Callable
@@ -12,8 +13,7 @@ from typing import Final
 
 from hostzero.conform.fuzz import draw
 from hostzero.conform.fuzz.finding import Found, Kind
-from hostzero.conform.fuzz.peer import Log
-from hostzero.conform.fuzz.watch import PATIENCE
+from hostzero.conform.fuzz.peer import Log, connect
 from hostzero.vhost_user.control_protocol import LINE_BYTES_MAX
 
 
@@ -59,20 +59,20 @@ def pester(rng: Random, path: Path, log: Log) -> None:
         Found: it is not answered, or the answer is no JSON.
     """
     kinds = list(LINES)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.settimeout(PATIENCE)
-        try:
-            sock.connect(str(path))
-        except OSError as error:
-            raise Found(Kind.STATUS, f"the control socket: {error.strerror or error}") from error
+    try:
+        sock = connect(path)
+    except OSError as error:
+        raise Found(Kind.STATUS, f"the control socket: {error.strerror or error}") from error
+    with sock:
         for _ in range(rng.randrange(1, 4)):
             (kind,) = rng.choices(kinds, [LINES[kind][0] for kind in kinds])
             line = LINES[kind][1](rng)
-            log.note(kind, line[:60].decode(errors="replace"))
+            log.note(kind, f"{line[:60]!r}")
             if not _exchange(sock, line, log):
                 return
         if rng.random() < 0.3:
-            sock.send(b'{"version": 1, "command": "sta', socket.MSG_NOSIGNAL)
+            with contextlib.suppress(OSError):  # whoever closes after an answer is no worse for it
+                sock.send(b'{"version": 1, "command": "sta', socket.MSG_NOSIGNAL)
 
 
 # Whether the connection goes on.

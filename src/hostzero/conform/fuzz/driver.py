@@ -99,12 +99,11 @@ class Driver:
         wanted = [feature for feature in _OPTIONAL if rng.random() < 0.75]
         poison = rng.choice((0, 0, 0xAAAAAAAA))
         peer.log.note("driver", f"starts with {' '.join(str(f.name) for f in wanted)}, sizes {sizes}")
-        peer.acknowledges = False
         peer.sync()
         self.stop()
         # Any of this may be refused, because it was said before; afterwards nothing may.
-        offered = struct.unpack("=Q", peer.ask(Request.GET_FEATURES))[0]
-        protocol = WANTED & ProtocolFeature(struct.unpack("=Q", peer.ask(Request.GET_PROTOCOL_FEATURES))[0])
+        offered = peer.number(Request.GET_FEATURES)
+        protocol = WANTED & ProtocolFeature(peer.number(Request.GET_PROTOCOL_FEATURES))
         peer.send(Request.SET_PROTOCOL_FEATURES, U64(int(protocol)).pack())
         peer.send(Request.SET_OWNER)
         peer.sync()

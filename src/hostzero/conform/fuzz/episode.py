@@ -86,6 +86,9 @@ class Episode:
                 self._watch.alive_or_silent(Ended())
                 if time.monotonic() > deadline:
                     raise Found(Kind.ENDED, f"no front end is served for {PATIENCE:g} s") from None
+            except BaseException:
+                peer.close()
+                raise
             else:
                 return peer
 

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import array
 import contextlib
+import errno
 import socket
+import struct
+import time
 from collections import Counter, deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +26,8 @@ from hostzero.vhost_user.protocol import Request, name_of
 
 LAST_MAX: Final = 32
 """How much of what was done last is told with a finding."""
+
+_LOOK_EVERY: Final = 0.002
 
 
 class Log:
@@ -41,6 +46,31 @@ class Log:
         self.last.append(f"{kind}: {text}")
 
 
+def connect(path: Path) -> socket.socket:
+    """Return a socket that is connected to `path`; each call on it may take `PATIENCE`.
+
+    Raises:
+        OSError: nobody listens; a TimeoutError if nobody accepts.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(PATIENCE)
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                sock.connect(str(path))
+            except BlockingIOError as error:
+                # Too many wait to be accepted. A socket with a time limit is not made to wait for that.
+                if time.monotonic() > deadline:
+                    raise TimeoutError("no connection is accepted") from error
+                time.sleep(_LOOK_EVERY)
+            else:
+                return sock
+    except BaseException:
+        sock.close()
+        raise
+
+
 class Peer:
     """One connection.
 
@@ -54,16 +84,15 @@ class Peer:
         """Connect; the backend may end it at once, if it serves somebody else.
 
         Raises:
-            Found: nobody listens any more.
+            Found: nobody listens any more, or accepts.
         """
         self.log = log
         self.acknowledges = False
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(PATIENCE)
         try:
-            self.sock.connect(str(path))
+            self.sock = connect(path)
+        except TimeoutError as error:
+            raise Found(Kind.SILENT, f"{error} in {PATIENCE:g} s") from error
         except OSError as error:
-            self.sock.close()
             raise Found(Kind.DIED, f"cannot connect any more: {error.strerror or error}") from error
 
     def send(
@@ -85,9 +114,8 @@ class Peer:
 
     def send_raw(self, data: bytes, fds: Sequence[int] = ()) -> None:
         """Send bytes; raises as `send`."""
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         try:
-            sent = self.sock.sendmsg([data], rights, socket.MSG_NOSIGNAL)
+            sent = self._send_first(data, fds)
             while sent < len(data):
                 sent += self.sock.send(data[sent:], socket.MSG_NOSIGNAL)
         except TimeoutError as error:
@@ -121,6 +149,13 @@ class Peer:
             raise Found(Kind.SILENT, f"the answer to {name_of(request)} is one to {name_of(got)}")
         return data
 
+    def number(self, request: Request) -> int:
+        """Send a well-formed request whose reply is a number, and return that; raises as `tell`."""
+        data = self.ask(request)
+        if len(data) != 8:
+            raise Found(Kind.REFUSED, f"{name_of(request)} is answered by {len(data)} bytes, not a number")
+        return int(struct.unpack("=Q", data)[0])
+
     def sync(self) -> None:
         """Wait until everything that was sent has been read, and take all replies.
 
@@ -135,21 +170,25 @@ class Peer:
                 return
             self.log.answers["nothing" if not data else "success" if data == bytes(8) else "other"] += 1
 
-    def ended(self) -> bool:
-        """Read until the backend closes; return whether it does."""
-        try:
-            while self.sock.recv(1 << 16):
-                pass
-        except TimeoutError:
-            return False
-        except OSError:
-            return True
-        return True
-
     def close(self) -> None:
         """Close the connection."""
         with contextlib.suppress(OSError):
             self.sock.close()
+
+    # The kernel bounds what descriptors one user has under way, over all sockets, and refuses more
+    # until the other ends have read some; it does not make us wait as it does for bytes.
+    def _send_first(self, data: bytes, fds: Sequence[int]) -> int:
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return self.sock.sendmsg([data], rights, socket.MSG_NOSIGNAL)
+            except OSError as error:
+                if error.errno != errno.ETOOMANYREFS:
+                    raise
+                if time.monotonic() > deadline:
+                    raise TimeoutError from error
+            time.sleep(_LOOK_EVERY)
 
     def _reply(self) -> tuple[int, bytes]:
         request, _flags, size = HEADER.unpack(self._exactly(HEADER.size))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
 from collections.abc import Callable
@@ -12,8 +13,8 @@ from typing import Any
 
 from hostzero.conform.fuzz.episode import Episode
 from hostzero.conform.fuzz.finding import Finding, Found
-from hostzero.conform.fuzz.peer import Log
-from hostzero.conform.fuzz.watch import PATIENCE, Watch
+from hostzero.conform.fuzz.peer import Log, connect
+from hostzero.conform.fuzz.watch import Watch
 from hostzero.errors import UsageError
 from hostzero.vhost_user.connection import Peer as Credentials
 
@@ -121,10 +122,18 @@ def fuzz(
 # Who listens at a socket: with systemd's activation that is not who serves it, so that a control
 # socket, which says it itself, goes before this.
 def _pid_of(path: Path) -> int:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.settimeout(PATIENCE)
-        try:
-            sock.connect(str(path))
-        except OSError as error:
-            raise UsageError(f"{path}: no backend listens there: {error.strerror or error}") from error
-        return Credentials.of(sock).pid
+    try:
+        sock = connect(path)
+    except TimeoutError as error:
+        raise UsageError(f"{path}: {error} there: does it serve somebody else?") from error
+    except OSError as error:
+        raise UsageError(f"{path}: no backend listens there: {error.strerror or error}") from error
+    with sock:
+        pid = Credentials.of(sock).pid
+        # What the backend holds for this connection must not count as what it holds when idle: it is
+        # told that nothing comes, and waited for until it has closed.
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_WR)
+            while sock.recv(1 << 12):
+                pass
+        return pid

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Final, TextIO
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
@@ -62,7 +63,7 @@ def print_report(report: FuzzReport, console: Console, rerun: Sequence[str]) -> 
     for title, counts in (("sent", report.done), ("came back", report.answers)):
         table = new_table(title, "times")
         for kind, count in sorted(counts.items()):
-            table.add_row(kind, f"{count:,}")
+            table.add_row(escape(kind), f"{count:,}")  # some kinds are words of the backend's
         print_table(console, f"What {'was ' if title == 'sent' else ''}{title}", table)
     if report.figures:
         used = ", ".join(_figure(name, value) for name, value in report.figures.items())

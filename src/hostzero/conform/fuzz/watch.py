@@ -8,10 +8,11 @@ checks that need it are left out; `notes` says which.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -50,7 +51,7 @@ class Watch:
         """Look at an idle backend: what it holds now, it may hold after each session.
 
         Raises:
-            UsageError: nobody listens at `control`.
+            UsageError: no hostzero device answers at `control`.
         """
         self.notes: list[str] = []
         self._control = control
@@ -59,16 +60,20 @@ class Watch:
             self.notes.append("no --control: not checked that status is answered")
         else:
             self._client = ControlClient.open(control, PATIENCE)
-            pid = int(self.status()["pid"])
-        self.pid = pid if pid and Path(f"/proc/{pid}/fd").is_dir() else None
+            pid = self._pid_said(self._client)
+        self.pid = pid
         self._settled = 0
         self._began = time.monotonic()
+        try:
+            if self.pid is not None:
+                self._birth = self._stat()[19]
+                self._idle_fds = self.descriptors()
+                self._warm = self._anonymous()
+        except OSError:  # of another user, or in another container (and then perhaps 0)
+            self.pid = None
         if self.pid is None:
             self.notes.append("the backend's process cannot be seen: descriptors, memory and log not checked")
             return
-        self._birth = self._stat()[19]
-        self._idle_fds = self.descriptors()
-        self._warm = self._anonymous()
         self._log_at_start = self._log()
         if self._log_at_start is None:
             self.notes.append("the backend's standard error is no file: the log is not checked")
@@ -121,7 +126,11 @@ class Watch:
     def busy(self) -> None:
         """Check what has to hold while a session is served."""
         self.alive()
-        if self.pid is not None and (held := len(self.descriptors())) > len(self._idle_fds) + SESSION_FDS_MAX:
+        if self.pid is None:
+            return
+        with self._looking():
+            held = len(self.descriptors())
+        if held > len(self._idle_fds) + SESSION_FDS_MAX:
             raise Found(
                 Kind.DESCRIPTORS, f"{held} descriptors are held in one session, {len(self._idle_fds)} without"
             )
@@ -129,8 +138,11 @@ class Watch:
     def settled(self) -> None:
         """Check that a session which has ended left nothing behind; waits until it has."""
         self.alive()
-        if self.pid is None:
-            return
+        if self.pid is not None:
+            with self._looking():
+                self._check_settled()
+
+    def _check_settled(self) -> None:
         most = len(self._idle_fds)
         if not _within(lambda: len(self.descriptors()) <= most):
             left = self.descriptors()
@@ -154,15 +166,19 @@ class Watch:
     # ------------------------------------------------------------------ figures
 
     def figures(self) -> dict[str, int | float]:
-        """Return what the process has used so far; empty if it cannot be seen."""
+        """Return what the process has used so far; empty if it cannot be seen or has died."""
         if self.pid is None:
             return {}
-        fields = self._stat()
-        figures: dict[str, int | float] = {
-            "descriptors": len(self.descriptors()),
-            "anonymous_bytes": self._anonymous(),
-            "cpu_seconds": (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"),
-        }
+        try:
+            self.alive()
+            fields = self._stat()
+            figures: dict[str, int | float] = {
+                "descriptors": len(self.descriptors()),
+                "anonymous_bytes": self._anonymous(),
+                "cpu_seconds": (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"),
+            }
+        except (Found, OSError):  # it has died, and that was found
+            return {}
         if self._log_at_start is not None:
             figures["log_bytes"] = (self._log() or 0) - self._log_at_start
         return figures
@@ -183,6 +199,22 @@ class Watch:
             self._client.close()
 
     # ------------------------------------------------------------------ /proc
+
+    # A process that ends between two looks takes its files in /proc with it.
+    @contextlib.contextmanager
+    def _looking(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise Found(Kind.DIED, f"process {self.pid} is gone") from error
+
+    def _pid_said(self, client: ControlClient) -> int:
+        try:
+            return int(client.request("status")["pid"])
+        except (ControlError, UsageError, KeyError, TypeError, ValueError) as error:
+            client.close()
+            why = str(error) if isinstance(error, ControlError) else "its status names no process"
+            raise UsageError(f"--control {self._control}: {why}") from error
 
     # The fields behind the name, which may hold anything: state is field 0, starttime 19.
     def _stat(self) -> list[str]:
