@@ -23,14 +23,8 @@ from hostzero.conform.fuzz.peer import Log, Peer
 from hostzero.ram import libc
 from hostzero.units import PAGE_SHIFT, PAGE_SIZE, Gpa
 from hostzero.vhost_user.frontend_session import WANTED
-from hostzero.vhost_user.messages import (
-    F_PROTOCOL_FEATURES,
-    FLAG_NEED_REPLY,
-    FLAG_REPLY,
-    HEADER,
-    VERSION,
-    Request,
-)
+from hostzero.vhost_user.messages import FLAG_NEED_REPLY, FLAG_REPLY, HEADER, VERSION
+from hostzero.vhost_user.protocol import F_PROTOCOL_FEATURES, Request
 from hostzero.virtio.features import Feature, QueueRole
 from hostzero.virtio.mock import MockDevice
 from hostzero.virtio.ring_layout import VIRTQ_DESC_F_WRITE

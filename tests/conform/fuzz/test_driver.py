@@ -20,14 +20,9 @@ from hostzero.conform.fuzz.driver import BITMAP_AT, BUFFERS_AT, QUEUES, Driver, 
 from hostzero.conform.fuzz.finding import Ended, Found, Kind
 from hostzero.conform.fuzz.peer import Log, Peer
 from hostzero.units import PAGE_SHIFT, PAGE_SIZE, Gpa
-from hostzero.vhost_user.messages import (
-    F_PROTOCOL_FEATURES,
-    REQUEST_PAYLOADS,
-    MemTable,
-    ProtocolFeature,
-    Request,
-    VringState,
-)
+from hostzero.vhost_user.messages import REQUEST_PAYLOADS
+from hostzero.vhost_user.payloads import MemTable, VringState
+from hostzero.vhost_user.protocol import F_PROTOCOL_FEATURES, ProtocolFeature, Request
 from hostzero.virtio.features import Feature, QueueRole, queue_roles
 from hostzero.virtio.mock import MockDevice
 from hostzero.virtio.ring_layout import VIRTQ_DESC_F_WRITE
@@ -245,6 +240,8 @@ def test_work_is_drawn_and_comes_again(tmp_path: Path) -> None:
         def answer(queue: Queue, ring: MockDevice, head: int) -> tuple[int, int]:
             first = ring.descriptor(head)
             readable = queue.role is not QueueRole.REPORTING
+            if queue.role is QueueRole.STATS:
+                return head, 0  # nobody waits for it, so that it comes at any time
             heard.append(arena.guest.read(Gpa(first.addr), first.length) if readable else b"report")
             return head, 0
 
@@ -253,8 +250,9 @@ def test_work_is_drawn_and_comes_again(tmp_path: Path) -> None:
     with working(tmp_path, make) as driver:
         for seed in (*range(10), *range(10)):
             driver.work(Random(seed))
-    assert heard[:10] == heard[10:]
-    assert len(set(heard)) > 5
+    half = len(heard) // 2
+    assert heard[:half] == heard[half:]
+    assert len(set(heard)) > 4
 
 
 def lying(change: Callable[[Queue, int, int], tuple[int, int] | None]) -> Callable[[Arena], Answer]:

@@ -29,10 +29,9 @@ from hostzero.vhost_user.messages import (
     REQUEST_PAYLOADS,
     VERSION,
     VERSION_MASK,
-    Region,
-    Request,
-    VringAddr,
 )
+from hostzero.vhost_user.payloads import Region, VringAddr
+from hostzero.vhost_user.protocol import Request
 from tests.conform.fuzz.fakes import connected, open_files
 
 SEEDS = st.integers(0, (1 << 64) - 1)

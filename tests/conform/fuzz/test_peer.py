@@ -17,7 +17,8 @@ import pytest
 from hostzero.conform.fuzz import peer as peer_module
 from hostzero.conform.fuzz.finding import Ended, Found, Kind
 from hostzero.conform.fuzz.peer import LAST_MAX, Log, Peer
-from hostzero.vhost_user.messages import FLAG_NEED_REPLY, FLAG_REPLY, HEADER, VERSION, Request, name_of
+from hostzero.vhost_user.messages import FLAG_NEED_REPLY, FLAG_REPLY, HEADER, VERSION
+from hostzero.vhost_user.protocol import Request, name_of
 from tests.conform.fuzz.fakes import connected, open_files
 
 
@@ -97,7 +98,7 @@ def test_a_connection_waits_until_others_are_accepted(
             waits += 1
             listener.accept()[0].close()
 
-        monkeypatch.setattr(peer_module.time, "sleep", accept)
+        monkeypatch.setattr("hostzero.conform.fuzz.peer.time.sleep", accept)
         Peer(tmp_path / "sock", Log()).close()
         assert waits == 1
 

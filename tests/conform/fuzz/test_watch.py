@@ -193,7 +193,7 @@ def test_a_descriptor_that_is_left_is_named(process: Process, impatient: None) -
 def test_a_process_has_time_to_settle(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
     watch = Watch(process.pid, None)
     process.do("hold(3)")
-    monkeypatch.setattr(watch_module.time, "sleep", lambda _seconds: process.do("drop()"))
+    monkeypatch.setattr("hostzero.conform.fuzz.watch.time.sleep", lambda _seconds: process.do("drop()"))
     watch.settled()
 
 
@@ -226,7 +226,7 @@ def test_a_process_may_grow_while_it_is_cold_and_not_later(
 
 def test_a_log_may_grow_slowly(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(watch_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("hostzero.conform.fuzz.watch.time.monotonic", lambda: now[0])
     process.do("log(1000)")
     watch = Watch(process.pid, None)
     process.do(f"log({LOG_BYTES_MAX})")
