@@ -10,6 +10,7 @@ import select
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from socketserver import BaseRequestHandler, StreamRequestHandler, ThreadingUnixStreamServer
@@ -201,3 +202,12 @@ def device(driver: Driver, answer: Answer) -> Iterator[None]:
 def open_files() -> int:
     """Return how many descriptors this process has."""
     return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def wait_for(holds: Callable[[], bool]) -> None:
+    """Wait until the threads of a backend have closed what they had."""
+    for _ in range(3000):
+        if holds():
+            return
+        time.sleep(0.01)
+    raise AssertionError("never")

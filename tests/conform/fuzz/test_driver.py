@@ -27,7 +27,7 @@ from hostzero.virtio.features import Feature, QueueRole, queue_roles
 from hostzero.virtio.mock import MockDevice
 from hostzero.virtio.ring_layout import VIRTQ_DESC_F_WRITE
 from tests.conform.fuzz import fakes
-from tests.conform.fuzz.fakes import Answer, Script, honest, obliging, open_files
+from tests.conform.fuzz.fakes import Answer, Script, honest, obliging, open_files, wait_for
 
 PAGE = DATA_PFN + 9
 ALL = Feature(fakes.EVERYTHING)
@@ -439,12 +439,3 @@ def test_statistics_wait_for_nobody(tmp_path: Path) -> None:
         assert data == b"statistics"
         driver._stats(b"more")
         assert heard.get(timeout=30)[0] != first  # which the device has still
-
-
-def wait_for(holds: Callable[[], bool]) -> None:
-    """Until the threads of a backend have closed what they had."""
-    for _ in range(1000):
-        if holds():
-            return
-        threading.Event().wait(0.01)
-    raise AssertionError("never")

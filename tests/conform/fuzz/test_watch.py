@@ -84,6 +84,12 @@ def process(tmp_path: Path) -> Iterator[Process]:
     made.end()
 
 
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lives in these tests lives on, and what has died has died already."""
+    monkeypatch.setattr(watch_module, "ENDING", 0.05)
+
+
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch_module, "PATIENCE", 0.05)

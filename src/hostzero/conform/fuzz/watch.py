@@ -24,6 +24,9 @@ from hostzero.vhost_user.control_client import ControlClient
 PATIENCE: Final = 10.0
 """Seconds for what has to happen at all; it takes milliseconds."""
 
+ENDING: Final = 0.5
+"""Seconds that a process which closed its sockets has to be gone in, if that was its end."""
+
 SESSION_FDS_MAX: Final = 64
 """Descriptors that a backend may hold for one session: 3 for each of 5 rings, 2 for each of 8 regions,
 the connection and its channel, and a message that is under way."""
@@ -115,7 +118,7 @@ class Watch:
     def alive_or_silent(self, error: Exception) -> None:
         """Check `alive`, giving a process that is just ending the time to end."""
         if self.pid is not None:
-            deadline = time.monotonic() + 0.5
+            deadline = time.monotonic() + ENDING
             while time.monotonic() < deadline:
                 try:
                     self.alive()
