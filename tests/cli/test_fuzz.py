@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from hostzero.cli import fuzz as fuzz_command
 from hostzero.cli.main import run
 from hostzero.conform.fuzz.watch import Watch
 from hostzero.vhost_user.control_client import ControlClient
@@ -79,7 +78,7 @@ def test_another_seed_is_drawn_each_time(
         drawn.append(limit)
         return 12345
 
-    monkeypatch.setattr(fuzz_command.secrets, "randbelow", draw)
+    monkeypatch.setattr("hostzero.cli.fuzz.secrets.randbelow", draw)
     assert run(["fuzz", str(backend.socket), "--seconds", "0.001"]) == 0
     assert drawn == [1 << 32]
     assert capsys.readouterr().out.splitlines()[-1].endswith("; seed 12345")

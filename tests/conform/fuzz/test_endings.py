@@ -18,14 +18,8 @@ from hostzero.conform.fuzz import endings
 from hostzero.conform.fuzz.endings import ENDS, end, intrude
 from hostzero.conform.fuzz.peer import Log, Peer
 from hostzero.conform.fuzz.watch import Watch
-from hostzero.vhost_user.messages import (
-    FLAG_REPLY,
-    HEADER,
-    PAYLOAD_MAX,
-    VERSION,
-    VERSION_MASK,
-    Request,
-)
+from hostzero.vhost_user.messages import FLAG_REPLY, HEADER, PAYLOAD_MAX, VERSION, VERSION_MASK
+from hostzero.vhost_user.protocol import Request
 from tests.conform.fuzz.fakes import connected, open_files
 
 SEEDS = range(12)
@@ -47,7 +41,8 @@ class Looks(Watch):
 
 def read_all(backend: socket.socket) -> tuple[bytes, list[int]]:
     """Everything up to the end, and how many descriptors came with each part."""
-    data, counts = b"", []
+    data = b""
+    counts: list[int] = []
     while True:
         try:
             part, fds, _, _ = socket.recv_fds(backend, 1 << 16, 253)

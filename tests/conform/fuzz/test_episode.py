@@ -22,7 +22,7 @@ from hostzero.conform.fuzz.episode import Episode
 from hostzero.conform.fuzz.finding import Found, Kind
 from hostzero.conform.fuzz.peer import Log
 from hostzero.conform.fuzz.watch import Watch
-from hostzero.vhost_user.messages import Request
+from hostzero.vhost_user.protocol import Request
 from tests.conform.fuzz import fakes
 from tests.conform.fuzz.fakes import obliging, open_files, wait_for
 

@@ -58,7 +58,7 @@ def act(kind: str, driver: Driver, queue: Queue, seed: int = 1) -> None:
 
 def chain(ring: MockDevice, head: int) -> list[RawDescriptor]:
     """A chain as somebody follows it who stops after as many descriptors as there are."""
-    found = []
+    found: list[RawDescriptor] = []
     while head < ring.layout.size and len(found) < ring.layout.size:
         found.append(ring.descriptor(head))
         if not found[-1].flags & VIRTQ_DESC_F_NEXT:
