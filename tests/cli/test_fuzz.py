@@ -184,8 +184,8 @@ def test_a_control_socket_that_is_none_is_2(
 
 def test_an_interrupt_leaves_nothing_behind(backend: Backend, tmp_path: Path) -> None:
     with ControlClient.open(backend.control) as client:
+        before = messages(client)  # and this client counts from here on
         watch = Watch(backend.process.pid, None)
-        before = messages(client)
         command = [str(backend.socket), "--control", str(backend.control), "--seconds", "600", "--seed", "1"]
         with subprocess.Popen(
             [sys.executable, "-c", PROGRAM, "fuzz", *command, "--json", "report.json"],
