@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +232,9 @@ def test_a_page_of_the_documentation_says_how_it_was_made() -> None:
     assert "Made 2026-11-23" in text
     assert f"$ {command_of(matrix.options)} --markdown docs/mutants.md" in text
     assert "5000 steps in 20 s" in text
+    assert "once more with the compiler on, for 120 s." in text
+    once = to_markdown(replace(matrix, options=MatrixOptions(again=0)), "2026-11-23")
+    assert "once more" not in once
     rows = [line for line in text.splitlines() if line.startswith("| ")][1:]
     assert rows == [
         "| 30 | name of 30-g | corrupts | SURVIVED | 12 | 0.5 | – |  |",

@@ -135,10 +135,14 @@ def _lines(matrix: Matrix, date: str) -> Iterator[str]:
     yield f"$ {command_of(options)} --markdown docs/mutants.md"
     yield "```"
     yield ""
+    second = (
+        f"What must be found and was not was searched once more with the compiler on, for {options.again:g} s. "
+        if options.again
+        else ""
+    )
     yield (
         f"Made {date} with Python {platform.python_version()}, one run for each mutant, the compiler off: "
-        "compiling each would take 100 s. What that did not find was searched once more with the compiler on "
-        f"for {options.again:g} s. "
+        f"compiling each would take 100 s. {second}"
         f"The unchanged source survived the same command with {unchanged.operations} steps "
         f"in {unchanged.searched:.0f} s."
     )
