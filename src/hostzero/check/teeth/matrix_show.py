@@ -136,7 +136,8 @@ def _lines(matrix: Matrix, date: str) -> Iterator[str]:
     yield "```"
     yield ""
     second = (
-        f"What must be found and was not was searched once more with the compiler on, for {options.again:g} s. "
+        "What must be found and was not was searched once more with the compiler on, "
+        f"for {options.again:g} s. "
         if options.again
         else ""
     )
