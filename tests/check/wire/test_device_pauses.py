@@ -108,3 +108,21 @@ def test_another_buffer_in_the_last_interrupt_of_a_queue_that_stops(world: Devic
 def test_a_reset_in_the_last_interrupt_of_a_suspension(world: DeviceWorld) -> None:
     do(world, *STATS, *ANOTHER, ["at_interrupt", 1, 0, 0], ["suspend"])
     assert not world.stopped
+
+
+def test_an_answer_in_the_middle_of_statistics_may_come_before_or_after_them() -> None:
+    setup = SETUP | {"offered": 536871163, "backing": "memfd", "granule": 8, "shape": 2, "proves": 1}
+    made = DeviceWorld(setup)
+    steps: list[list[object]] = [
+        ["start", 314572862, 1, *[0] * 13],
+        # An inflate request whose bitmap is the second byte of the statistics, and both wait.
+        ["chain", 0, 0, 0, 4, 0, 229376, 1, WRITE],
+        ["put", 229376, 2, 103958667301477982339073],
+        ["chain", 2, 0, 229375, 10, 0],
+        ["suspend"],
+        ["wake", 392167578],
+    ]
+    for step in steps:
+        made.step(step)
+    assert made.device.stats == made.model.figures != {}
+    made.close()
