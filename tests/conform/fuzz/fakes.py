@@ -21,6 +21,7 @@ import numpy as np
 from hostzero.conform.fuzz.arena import Arena
 from hostzero.conform.fuzz.driver import Driver, Queue
 from hostzero.conform.fuzz.peer import Log, Peer
+from hostzero.conform.fuzz.watch import Watch
 from hostzero.ram import libc
 from hostzero.units import PAGE_SHIFT, PAGE_SIZE, Gpa
 from hostzero.vhost_user.frontend_session import WANTED
@@ -211,3 +212,20 @@ def wait_for(holds: Callable[[], bool]) -> None:
             return
         time.sleep(0.01)
     raise AssertionError("never")
+
+
+class Looks(Watch):
+    """A watch that sees nothing and remembers what it was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(None, None)
+        self.looks: list[str] = []
+
+    def busy(self) -> None:
+        self.looks.append("busy")
+
+    def settled(self) -> None:
+        self.looks.append("settled")
+
+    def fresh_status(self) -> None:
+        self.looks.append("fresh status")

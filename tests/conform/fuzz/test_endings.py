@@ -17,26 +17,11 @@ import pytest
 from hostzero.conform.fuzz import endings
 from hostzero.conform.fuzz.endings import ENDS, end, intrude
 from hostzero.conform.fuzz.peer import Log, Peer
-from hostzero.conform.fuzz.watch import Watch
 from hostzero.vhost_user.messages import FLAG_REPLY, HEADER, PAYLOAD_MAX, VERSION, VERSION_MASK
 from hostzero.vhost_user.protocol import Request
-from tests.conform.fuzz.fakes import connected, open_files
+from tests.conform.fuzz.fakes import Looks, connected, open_files
 
 SEEDS = range(12)
-
-
-class Looks(Watch):
-    """A watch that sees nothing and counts how often it looks."""
-
-    def __init__(self) -> None:
-        super().__init__(None, None)
-        self.looks: list[str] = []
-
-    def busy(self) -> None:
-        self.looks.append("busy")
-
-    def fresh_status(self) -> None:
-        self.looks.append("fresh status")
 
 
 def read_all(backend: socket.socket) -> tuple[bytes, list[int]]:

@@ -21,29 +21,11 @@ from hostzero.conform.fuzz.driver import Driver
 from hostzero.conform.fuzz.episode import Episode
 from hostzero.conform.fuzz.finding import Found, Kind
 from hostzero.conform.fuzz.peer import Log
-from hostzero.conform.fuzz.watch import Watch
 from hostzero.vhost_user.protocol import Request
 from tests.conform.fuzz import fakes
-from tests.conform.fuzz.fakes import obliging, open_files, wait_for
+from tests.conform.fuzz.fakes import Looks, obliging, open_files, wait_for
 
 COMM = Path("/proc/self/comm")
-
-
-class Looks(Watch):
-    """A watch that sees nothing and remembers what it was asked for."""
-
-    def __init__(self) -> None:
-        super().__init__(None, None)
-        self.looks: list[str] = []
-
-    def busy(self) -> None:
-        self.looks.append("busy")
-
-    def settled(self) -> None:
-        self.looks.append("settled")
-
-    def fresh_status(self) -> None:
-        self.looks.append("fresh status")
 
 
 @pytest.fixture
