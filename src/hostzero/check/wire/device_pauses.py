@@ -11,7 +11,6 @@ from hostzero.check.wire.device import DeviceWorld
 from hostzero.check.wire.device_model import ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, VERSION_1, Ring
 from hostzero.check.wire.device_repertoire import operation
 from hostzero.check.wire.device_steps import features, ring_layout, status
-from hostzero.check.wire.wire_rings import overlap
 
 
 @operation
@@ -100,8 +99,6 @@ def _resume(world: DeviceWorld, index: int) -> None:
     if stopped is None or index in model.rings:
         return
     place = stopped.place
-    if any(overlap(place.parts(), ring.place.parts()) for ring in model.rings.values()):
-        return
     layout = ring_layout(world, place)
     if layout is None:
         return

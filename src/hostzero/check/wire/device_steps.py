@@ -58,8 +58,6 @@ def setup(world: DeviceWorld, index: int, size: int, desc: int, avail: int, used
     """Give the device the ring of a queue, both indices at `at`."""
     model = world.model
     place = Place(size, desc, avail, used)
-    if any(overlap(place.parts(), ring.place.parts()) for ring in model.rings.values()):
-        return
     layout = ring_layout(world, place)
     if layout is None:
         return
@@ -308,7 +306,12 @@ def hint(world: DeviceWorld, command: int) -> None:
 
 
 def ring_layout(world: DeviceWorld, place: Place) -> RingLayout | None:
-    """Have a place checked by the product; it must agree with the text of the specification."""
+    """Have a place checked by the product; it must agree with the text of the specification.
+
+    None if it is refused, or overlaps a ring in use: two rings in one place are left out.
+    """
+    if any(overlap(place.parts(), ring.place.parts()) for ring in world.model.rings.values()):
+        return None
     problem = place.problem(world.model.space)
     made = world.call(
         "a ring layout",
