@@ -16,9 +16,8 @@ before the balloon could, and report what deflate has just returned. So memory t
 balloon is backed on the host beforehand, in both arms, and what is gone afterwards the balloon
 has given back.
 
-A device rests when it has used less than `steps.BUSY` of a CPU for a while. The figures end with
-the last moment at which it did not, so that neither the rest nor the question whether the target
-is reached is in them.
+The figures end where the device comes to `rest`, so that neither the rest nor the question whether
+the target is reached is in them.
 """
 
 from __future__ import annotations
@@ -37,7 +36,8 @@ from hostzero.vm.guest import Guest
 from hostzero.vm.huge_pages import Pool, read_pool
 from hostzero.vm.prepared import Prepared
 from hostzero.vm.qemu_balloon import guest_with_qemu_balloon
-from hostzero.vm.steps import BUSY, MIB, Balloon, dirty_and_free, settle
+from hostzero.vm.rest import Look, end_of_work, rests
+from hostzero.vm.steps import MIB, Balloon, dirty_and_free, settle
 from hostzero.vm.usage import Meter, Usage
 
 LEFT_FREE: Final = 160 * MIB
@@ -236,19 +236,17 @@ def follow(
     Raises:
         VmError: it is not done in time.
     """
-    looked = began = active = clock()
-    last, bytes_then = read(), backed()
-    used = last
+    used: list[Usage] = []
+    looks: list[Look] = []
     while True:
-        pause(_LOOK)
-        now, present, bytes_now = read(), clock(), backed()
-        if now.device - last.device >= BUSY * (present - looked) or abs(bytes_now - bytes_then) >= MIB:
-            used, active, bytes_then = now, present, bytes_now
-        last, looked = now, present
-        if present - active >= quiet and done():
-            return used, active, bytes_now
-        if present - began >= seconds:
+        used.append(read())
+        looks.append(Look(clock(), used[-1].device, backed()))
+        if rests(looks, quiet) and done():
+            end = end_of_work(looks, quiet)
+            return used[end], looks[end].at, looks[-1].backed
+        if looks[-1].at - looks[0].at >= seconds:
             raise VmError(f"{what}: not done within {seconds:g} s")
+        pause(_LOOK)
 
 
 def _meter(guest: Guest, backend: int | None) -> Meter:

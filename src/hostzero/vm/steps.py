@@ -10,6 +10,7 @@ from typing import Final, Protocol
 from hostzero.errors import VmError
 from hostzero.units import PAGE_SIZE
 from hostzero.vm.guest import Guest
+from hostzero.vm.rest import Look, rests
 from hostzero.vm.wait import wait_for
 
 MIB: Final = 1 << 20
@@ -19,9 +20,6 @@ SLACK: Final = 48 * MIB
 RESIZED_SECONDS: Final = 300.0
 LOOK_SECONDS: Final = 0.25
 """Between two questions to a device: its answer costs the CPU time that is being watched."""
-
-BUSY: Final = 0.02
-"""Share of a CPU that a device uses at rest, at most: to answer, to look."""
 
 
 def marked_page(mark: str) -> bytes:
@@ -122,15 +120,11 @@ def settle(
         seconds: how long to wait for that.
         look: called all the while; what it makes the device do must be next to nothing.
     """
-    backed, used, calm_since = guest.memory.backed(), busy(), time.monotonic()
+    looks: list[Look] = []
 
     def rested() -> bool:
-        nonlocal backed, used, calm_since
         look()
-        now = guest.memory.backed()
-        cpu, clock = busy(), time.monotonic()
-        if abs(now - backed) >= MIB or cpu - used >= BUSY * quiet:
-            backed, used, calm_since = now, cpu, clock
-        return clock - calm_since >= quiet
+        looks.append(Look(time.monotonic(), busy(), guest.memory.backed()))
+        return rests(looks, quiet)
 
     wait_for(rested, "the guest comes to rest", seconds, interval=0.1)
