@@ -58,9 +58,17 @@ class World:
 
 
 def test_figures_end_with_the_last_work_before_a_rest() -> None:
-    world = World([0.5, 0.5, 0.001, 0.001, 0.001, 0.5])
+    world = World([0.5, 0.5, *[0.001] * 10])
     used, active, _ = world.follow(iter([True]), 3.0)
     assert (used.device, active) == (1.0, 2.0)
+
+
+def test_work_that_is_little_is_no_rest_before_the_end() -> None:
+    """It uses as little as a rest may; the rest that counts begins when it is done."""
+    world = World([0.04] * 6 + [0.0] * 10)
+    used, active, _ = world.follow(iter([False] * 4 + [True]), 2.0)
+    assert used.device == pytest.approx(0.24)
+    assert active == 6.0
 
 
 def test_a_rest_that_is_no_end_is_followed_further() -> None:

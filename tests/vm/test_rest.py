@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from hostzero.vm.rest import BUSY, STILL, Look, end_of_work, rests
+from hostzero.vm.rest import BUSY, STILL, Look, end_of_work, rate_of, rests
 
 STEP = 0.05
 
@@ -40,29 +40,28 @@ def test_memory_that_comes_or_goes_is_no_rest(step: int, rested: bool) -> None:
 
 def test_work_ends_with_the_last_look_that_used_more_than_a_rest() -> None:
     looks = looks_of([0.0, 0.03, 0.03, 0.0, 0.01, 0.0, *[0.0005] * 20])
-    assert end_of_work(looks, 1.0) == 4
+    assert end_of_work(looks, 0.01) == 4
 
 
-def test_work_that_began_within_the_rest_s_length_is_not_lost() -> None:
-    """Less was used in all than a rest may use: its place is found all the same."""
+def test_work_of_less_than_a_rest_may_use_is_not_lost() -> None:
     looks = looks_of([0.0, *[0.0] * 10, 0.02, 0.02, *[0.0] * 48])
     assert rests(looks, 3.0)
-    assert end_of_work(looks, 3.0) == 12
+    assert end_of_work(looks, 0.0) == 12
 
 
 def test_memory_that_went_last_is_the_end_of_work() -> None:
     sizes = [8 * STILL] * 9 + [2 * STILL] * 20
-    assert end_of_work(looks_of([0.0] * 29, sizes), 0.5) == 9
+    assert end_of_work(looks_of([0.0] * 29, sizes), 0.0) == 9
 
 
-def test_a_noisy_rest_hides_little_work() -> None:
-    """A rest at 1.3 % in lumps; where it begins is missed by less than half its length."""
+def test_a_noisy_rest_hides_one_look_at_most() -> None:
+    """A rest at 1.3 % in lumps; the work before it went on at 20 %."""
     source = random.Random(3)
     rest = [source.choice([0.0, 0.0005, 0.0008, 0.0013]) for _ in range(60)]
     looks = looks_of([*[0.01] * 20, *rest])
     assert rests(looks, 2.9)
-    assert 19 <= end_of_work(looks, 2.9) <= 19 + 30
+    assert end_of_work(looks, rate_of(looks[20:])) in {18, 19}
 
 
-def test_a_single_look_has_no_rest_in_it() -> None:
-    assert end_of_work(looks_of([0.5]), 1.0) == 0
+def test_one_look_is_its_own_end() -> None:
+    assert end_of_work(looks_of([0.5]), 0.0) == 0

@@ -36,7 +36,7 @@ from hostzero.vm.guest import Guest
 from hostzero.vm.huge_pages import Pool, read_pool
 from hostzero.vm.prepared import Prepared
 from hostzero.vm.qemu_balloon import guest_with_qemu_balloon
-from hostzero.vm.rest import Look, end_of_work, rests
+from hostzero.vm.rest import Look, end_of_work, rate_of, rests
 from hostzero.vm.steps import MIB, Balloon, dirty_and_free, settle
 from hostzero.vm.usage import Meter, Usage
 
@@ -217,12 +217,13 @@ def follow(
     clock: Callable[[], float] = time.monotonic,
     pause: Callable[[float], None] = time.sleep,
 ) -> tuple[Usage, float, int]:
-    """Watch a device until it is `done` and has rested for `quiet` seconds.
+    """Watch a device until it is `done` and has rested for `quiet` seconds, before and after it is asked.
 
     Args:
         read: what has been used so far.
         backed: bytes that the host has backed; a change of 1 MiB is work, too.
-        done: whether what was asked for is there; asked only when the device rests.
+        done: whether what was asked for is there; asked only when the device seems to rest, as an
+            answer costs it.
         quiet: seconds.
         what: for the error.
         seconds: how long to wait.
@@ -238,12 +239,20 @@ def follow(
     """
     used: list[Usage] = []
     looks: list[Look] = []
+    asked: int | None = None
     while True:
         used.append(read())
         looks.append(Look(clock(), used[-1].device, backed()))
-        if rests(looks, quiet) and done():
-            end = end_of_work(looks, quiet)
-            return used[end], looks[end].at, looks[-1].backed
+        if asked is None:
+            if rests(looks, quiet) and done():
+                asked = len(looks)
+        elif len(after := looks[asked + 1 :]) > 1 and after[-1].at - after[0].at >= quiet:
+            # A device with little to do seems to rest while it works: what a rest is tells the one
+            # after the end, which has the answer's cost not in it.
+            if rests(after, quiet):
+                end = end_of_work(looks[:asked], rate_of(after))
+                return used[end], looks[end].at, looks[-1].backed
+            asked = None
         if looks[-1].at - looks[0].at >= seconds:
             raise VmError(f"{what}: not done within {seconds:g} s")
         pause(_LOOK)

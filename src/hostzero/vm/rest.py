@@ -3,8 +3,8 @@
 
 No single look tells: between two looks 50 ms apart QEMU's main thread, at rest under software
 emulation, may use anything from nothing to a few milliseconds. So a rest is a *stretch* of looks over
-which little was used on the whole, and work ended where, seen backwards from it, more was used than
-at rest.
+which little was used on the whole, and work ended where, seen backwards from there, more was used
+than at rest.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BUSY: Final = 0.05
 STILL: Final = 1 << 20
 """Bytes by which the guest's memory on the host may change at rest."""
 
-_MORE: Final = 1.1
+_MORE: Final = 1.25
 _SLACK: Final = 0.002
 """Work is what is used beyond so many times the rate at rest and this many CPU seconds."""
 
@@ -42,19 +42,23 @@ def rests(looks: Sequence[Look], quiet: float) -> bool:
     if begin is None:
         return False
     still = all(abs(look.backed - last.backed) < STILL for look in looks[begin:])
-    return still and last.device - looks[begin].device <= BUSY * (last.at - looks[begin].at)
+    return still and rate_of(looks[begin:]) <= BUSY
 
 
-def end_of_work(looks: Sequence[Look], quiet: float) -> int:
+def rate_of(looks: Sequence[Look]) -> float:
+    """Return the share of a CPU that a device used from the first look to the last, two at least."""
+    first, last = looks[0], looks[-1]
+    return (last.device - first.device) / (last.at - first.at)
+
+
+def end_of_work(looks: Sequence[Look], rate: float) -> int:
     """Return the place of the look from which on a device that `rests` has done no more.
 
-    The second half of the rest tells what is used at rest.
+    Args:
+        looks: from the first to the last, in order, not empty.
+        rate: the share of a CPU that it uses at rest.
     """
-    found = _before(looks, quiet / 2)
-    if found is None:
-        return len(looks) - 1
-    last, half = looks[-1], looks[found]
-    rate = (last.device - half.device) / (last.at - half.at)
+    last, found = looks[-1], len(looks) - 1
     while found:
         earlier = looks[found - 1]
         most = _MORE * rate * (last.at - earlier.at) + _SLACK
