@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hostzero.check.machine_episodes import EPISODES
-from hostzero.check.machine_moves import ANY, GROUPS
+from hostzero.check.machine_moves import ANY, GROUPS, SAME
 from hostzero.check.machine_ops import load_operations
 from hostzero.check.world_setup import CHOICES
 
@@ -27,8 +27,17 @@ def test_a_part_is_an_operation_with_values_that_it_takes(part: tuple[Any, ...])
         most = OPERATIONS[name].most
         assert len(part) - 1 in {0, len(most)}
         for wanted, largest in zip(part[1:], most, strict=False):
-            values = wanted if isinstance(wanted, tuple) else () if wanted is ANY else (wanted,)
+            values = wanted if isinstance(wanted, tuple) else () if wanted in {ANY, SAME} else (wanted,)
             assert all(0 <= value <= largest for value in values)
+
+
+def test_what_is_the_same_was_said_before() -> None:
+    for episode in EPISODES:
+        said: set[str] = set()
+        for part in (part for part in episode if part[0] in OPERATIONS):
+            names = OPERATIONS[part[0]].names
+            assert {name for name, wanted in zip(names, part[1:], strict=False) if wanted is SAME} <= said
+            said |= set(names)
 
 
 def test_an_episode_needs_what_a_setup_says() -> None:

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from hostzero.check.machine_episodes import EPISODES
+from hostzero.check.machine_moves import ANY, SAME
 from hostzero.check.machine_ops import load_operations, perform
 from hostzero.check.machine_repertoire import (
     EVERYTHING,
     FEW,
     OFTEN,
     PLACES,
+    Repertoire,
     episodes_of,
     has,
     repertoire,
@@ -86,3 +88,17 @@ def test_the_next_thing_is_often_done_at_the_same_place() -> None:
     assert {"which", "at", "length"} <= PLACES
     again = sum(now == before for before, now in itertools.pairwise(places))
     assert again > len(places) // 5
+
+
+def test_what_shall_be_the_same_is_what_was_said_last() -> None:
+    episode = (
+        ("exhaust", (2, 3), 1, 0, 0),
+        ("thin_out", ANY, ANY),
+        ("kernel_block", SAME, SAME, ANY, SAME, 5),
+    )
+    does = Repertoire([episode], [], {})
+    with World(plain_setup()) as world:
+        seen = [list(steps_of(world, OPERATIONS, does, move, first=None)) for move in range(8)]
+    drawn = [steps for steps in seen if steps]
+    assert {steps[0][1] for steps in drawn} == {2, 3}
+    assert all(steps[-1][1:3] == steps[0][1:3] and steps[-1][4] == 0 for steps in drawn)

@@ -167,3 +167,21 @@ def test_a_hole_anywhere_in_a_file(at: int) -> None:
         for pages in range(8):
             perform(made, ["punch", 0, at, pages])
         made.close()
+
+
+def test_a_block_taken_apart_waits_page_by_page() -> None:
+    with world(["kernel_block", 3, 0, 0, 0, 0], ["drain"]) as made:
+        pfn = made.blocks[0][0]
+        perform(made, ["free_apart", 0, 0b1111_0101])
+        assert not made.blocks
+        assert made.before is not None
+        pages = made.before.pages
+        assert (pages.place[pfn : pfn + 8] == PARKED).all()
+        assert pages.zeroed[pfn : pfn + 8].tolist() == [True, False, True, False, True, True, True, True]
+        made.close()
+
+
+def test_a_folio_is_not_taken_apart() -> None:
+    with world(["kernel_block", 3, 0, 2, 0, 0], ["free_apart", 0, 0xFFFF]) as made:
+        assert not made.blocks
+        made.close()

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Final
 
 from hostzero.check.machine_episodes_hugetlb import HUGETLB
-from hostzero.check.machine_moves import ANY, BETWEEN, DROP, HOST, LOOK, START, Move
+from hostzero.check.machine_moves import ANY, BETWEEN, DROP, HOST, LOOK, SAME, START, Move
 
 _ALL: Final[tuple[tuple[Move, ...], ...]] = (
     *HUGETLB,
@@ -57,6 +57,20 @@ _ALL: Final[tuple[tuple[Move, ...], ...]] = (
         ("kernel_block", (0, 1, 2), 0, ANY, ANY, (4, 5)),
         ("exhaust", (1, 2, 3), ANY, ANY, ANY),
         ("free_kernel_block", ANY, ANY),
+    ),
+    # no larger block is left, and what would make one waits in pieces on a CPU's list
+    (
+        START,
+        ("crowd", ANY, ANY, ANY),
+        ("thin_out", ANY, ANY),
+        ("exhaust", (1, 2, 3), ANY, (0, 1), ANY),
+        ("thin_out", ANY, ANY),
+        ("free_apart", ANY, (0xFFFF, 0xFFFF, 0xFFFC, 0x5555)),
+        ("kernel_block", SAME, SAME, ANY, SAME, ANY),
+        ("free_apart", ANY, 0xFFFF),
+        ("kernel_block", SAME, SAME, ANY, SAME, ANY),
+        ("free_apart", ANY, 0xFFFF),
+        ("exhaust", SAME, SAME, ANY, SAME),
     ),
     # out to the swap area and back
     (

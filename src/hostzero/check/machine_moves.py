@@ -6,9 +6,11 @@ from __future__ import annotations
 from typing import Any, Final
 
 Move = tuple[Any, ...]
-"""An operation's name and what is known of its arguments: a number, numbers to choose from, or `ANY`."""
+"""An operation's name and what is known of its arguments: a number, some to choose from, `ANY` or `SAME`."""
 
 ANY: Final = None
+SAME: Final = "same"
+"""What the last operation that has an argument of this name had."""
 
 # What may happen between the two lives of a page, one of it or nothing.
 _BETWEEN: Final[tuple[Move, ...]] = (

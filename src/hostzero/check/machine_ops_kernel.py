@@ -24,6 +24,7 @@ from hostzero.mm.gfp import (
     USER_ADDR_NONE,
 )
 from hostzero.mm.mmzone import MAX_PAGE_ORDER, NO_PAGE
+from hostzero.mm.page_flags import PageHead
 from hostzero.mm.page_free import __free_frozen_pages
 from hostzero.units import PAGE_SIZE, Pfn
 
@@ -135,6 +136,28 @@ def free_kernel_block(world: World, which: int, zeroed: int) -> None:
         world.mm.free_frozen_pages_zeroed(Pfn(pfn), order)
     else:
         world.mm.free_pages(Pfn(pfn), order)
+
+
+@operation(when=lambda world: bool(world.blocks), which=MOST_KEPT - 1, zeroed=(1 << 16) - 1)
+def free_apart(world: World, which: int, zeroed: int) -> None:
+    """A block is taken apart and its pages are freed one by one, some as zero (kernel: `split_page`)."""
+    if not world.blocks:
+        return
+    pfn, order, _ = world.blocks.pop(which % len(world.blocks))
+    world.leave_flags(pfn, order)
+    if PageHead(world.mem, pfn):
+        world.mm.free_pages(Pfn(pfn), order)
+        return
+    cpu = world.nr_cpus - 1
+    world.mem.mem_map["_refcount"][pfn : pfn + (1 << order)] = 1
+    for page in range(pfn, pfn + (1 << order)):
+        if zeroed >> (page - pfn) % 16 & 1:
+            world.bytes_of(page, 0)[:] = 0
+            world.host.shown(page, 1)
+            world.mem.mem_map[page]._refcount = 0
+            world.mm.free_frozen_pages_zeroed(Pfn(page), 0, cpu=cpu)
+        else:
+            world.mm.free_pages(Pfn(page), 0, cpu=cpu)
 
 
 @operation(isolates=True, weight=2, order=11, wish=3, node=1, only=1, user=1)

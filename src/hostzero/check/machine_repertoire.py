@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from hostzero.check.machine_episodes import COMMON, EPISODES
-from hostzero.check.machine_moves import ANY, BETWEEN, GROUPS, Move
+from hostzero.check.machine_moves import ANY, BETWEEN, GROUPS, SAME, Move
 
 if TYPE_CHECKING:
     from hostzero.check.machine_ops import Operation
@@ -148,7 +148,9 @@ def _filled(
     same = bool(source.randrange(HALF))
     for at, (argument, most) in enumerate(zip(op.names, op.most, strict=True)):
         wanted = known[at] if at < len(known) else ANY
-        if isinstance(wanted, tuple):
+        if wanted is SAME:
+            value = min(recent.get(argument, 0), most)
+        elif isinstance(wanted, tuple):
             value = source.choice(wanted)
         elif wanted is not ANY:
             value = wanted

@@ -40,7 +40,7 @@ def test_page_numbers_in_many_pieces_are_read_as_one_array() -> None:
         readable = [part for part in parts if not part[2] & WRITE]
         data = b"".join(world.ram.read(at, length) for at, length, _ in readable if length)
         numbers = [int.from_bytes(data[at : at + 4], "little") for at in range(0, len(data), 4)]
-        assert numbers == made._named
+        assert numbers == made.named
         pieces += len(readable) > 1
         empty += any(not length for _, length, _ in parts)
         bitmaps += sum(bool(part[2] & WRITE) for part in parts) > 1

@@ -69,7 +69,7 @@ class Moves:
         setup: dict[str, Any] = {
             "offered": offered,
             "backing": rng.choice(["anonymous", "memfd", RECEIVED]),
-            "granule": rng.choice([1, 1, 8]),
+            "granule": rng.choice([1, 8]),
             "discard_hints": int(rng.random() < 0.3),
             "shape": rng.randrange(len(SHAPES)),
             "proves": int(rng.random() < 0.93),
@@ -154,11 +154,19 @@ class Moves:
             return self._raw(index)
         if kind < 0.72:
             # Some pages of what is named cannot be dropped; the host may get over it.
-            stuck = [["stuck", self._places.page(), rng.choice([1, 1, 2, 8])]]
-            return [*stuck, *self._batch(index, rng.choice([1, 2])), *([["stuck", 0, 0]] * rng.randrange(2))]
+            batch = self._batch(index, rng.choice([1, 2]))
+            page = rng.choice([*self._requests.named, self._places.page()])
+            return [
+                ["stuck", page, rng.choice([1, 1, 2, 8])],
+                *batch,
+                *([["stuck", 0, 0]] * rng.randrange(2)),
+            ]
         if kind < 0.75:
             count = rng.choice([1, 1, 2, 3])
-            return [["fail_discard", rng.randrange(3), 1 + rng.randrange(5)], *self._batch(index, count)]
+            return [
+                ["fail_discard", rng.choice([0, 0, 1, 2]), 1 + rng.randrange(5)],
+                *self._batch(index, count),
+            ]
         if kind < 0.79:
             return [[rng.choice(["inhibit", "allow"])], *self._request(0.1, index)]
         if kind < 0.83:

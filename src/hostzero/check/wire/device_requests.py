@@ -21,13 +21,18 @@ _ODD_PAGES = (0, 95, 96, 143, 144, 255, 272, (1 << 32) - 1, 48, 56, 64)
 
 
 class Requests:
-    """Draws requests from one random source."""
+    """Draws requests from one random source.
+
+    Attributes:
+        named: the pages that the last request names.
+        meeting: requests of one notification are drawn; what they name and where they put it may meet.
+    """
 
     def __init__(self, rng: random.Random, places: Places) -> None:
         """Draw from `rng`, and pages from `places`."""
         self._random = rng
         self._places = places
-        self._named: list[int] = [0]
+        self.named: list[int] = [0]
         self.meeting = False
 
     def pfn_request(self, wrong: float, role: str, room: int) -> tuple[list[Step], list[int]]:
@@ -52,7 +57,7 @@ class Requests:
             written, more = self._bitmap(size, numbers, wrong, max(room - len(fields) // 3, 1))
             steps += written
             fields += more
-        self._named = numbers
+        self.named = numbers
         return steps, fields
 
     def pages_request(self, wrong: float, room: int) -> tuple[list[Step], list[int]]:
@@ -60,6 +65,7 @@ class Requests:
         rng = self._random
         steps: list[Step] = []
         fields: list[int] = []
+        named: list[int] = []
         for _ in range(rng.choice([1, 1, 1, 2, 3])):
             page = self._places.page()
             count = rng.choice([1, 1, 2, 3, 4, 8, 8, 24])
@@ -70,9 +76,11 @@ class Requests:
                 page = max(start // PAGE + rng.randrange(-2, 6) * (count < 8), 0)
             else:
                 steps.append(["dirty", page, count])
+            named += range(page, page + count)
             unit = rng.choice([PAGE, PAGE, PAGE, 2048, 1])
             for start, length in self._cut(count * PAGE, unit, room - len(fields) // 3):
                 fields += [page * PAGE + start, length, WRITE]
+        self.named = named
         return steps, fields
 
     def put(self, gpa: int, data: bytes) -> list[Step]:
@@ -150,7 +158,7 @@ class Requests:
                 at = page * PAGE + rng.choice([0, 1, PAGE // 2, PAGE - 1, -1])
             if self.meeting and rng.random() < 0.4:
                 # In a page that the request before it, of the same notification, has given away.
-                at = rng.choice(self._named) * PAGE + rng.choice([0, 1, PAGE // 2, -1])
+                at = rng.choice(self.named) * PAGE + rng.choice([0, 1, PAGE // 2, -1])
             at = max(at, 0)
             if fields and rng.random() < wrong / 4:
                 # In what the piece before it has.
