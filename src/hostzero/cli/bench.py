@@ -70,7 +70,7 @@ _NOT_WITH_ALLOCATOR = ("scenarios", "memory", "size", "seed", "backing", "plot",
     help=f"Draw the results into a file ({', '.join(PLOT_SUFFIXES)}).",
 )
 @click.option("--markdown", type=click.Path(path_type=Path), help="Write a summary, as the README has it.")
-@click.option("--allocator", is_flag=True, help="Measure the allocator alone, in nanoseconds per page.")
+@click.option("--allocator", is_flag=True, help="Measure the allocator alone, in nanoseconds per block.")
 def command(
     *,
     quick: bool,

@@ -30,9 +30,12 @@ _NOT_OF_MUTANTS: Final = {"searches", "pages", "depth", "output"}
     "--seconds",
     type=float,
     metavar="N",
-    help=f"How long the searches search, compiling left out.  [default: {_DEFAULT.seconds:g}]",
+    help="How long the searches search, compiling left out.  "
+    f"[default: {_DEFAULT.seconds:g}, and 20 for each mutant]",
 )
-@click.option("--seed", type=int, metavar="N", help="What they draw from.  [default: another each time]")
+@click.option(
+    "--seed", type=int, metavar="N", help="What they draw from.  [default: another each time; 1 for mutants]"
+)
 @click.option(
     "--search",
     "searches",
