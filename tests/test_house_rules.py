@@ -32,6 +32,7 @@ FLOORS = {
     "host": 5,
     "stats": 5,
     "qmp": 5,
+    "termination": 5,
     "bench": 6,
     "check": 6,
     "conform": 6,

@@ -122,7 +122,7 @@ def test_a_guest_that_fails_is_1(
     assert capsys.readouterr().err == "hostzero vm: error: the guest did not start\n"
 
 
-def test_sigterm_ends_a_comparison_as_ctrl_c_does(ready: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sigterm_ends_a_comparison_and_its_guests(ready: None, monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[str] = []
 
     @contextmanager
@@ -139,7 +139,9 @@ def test_sigterm_ends_a_comparison_as_ctrl_c_does(ready: None, monkeypatch: pyte
 
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr("hostzero.vm.compare.run_compare", terminated)
-    assert run(["vm", "compare"]) == 130
+    with pytest.raises(SystemExit) as caught:
+        run(["vm", "compare"])
+    assert caught.value.code == 143
     assert ended == ["guest"]
     assert signal.getsignal(signal.SIGTERM) is before
 

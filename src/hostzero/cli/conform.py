@@ -4,9 +4,6 @@
 from __future__ import annotations
 
 import logging
-import signal
-import sys
-import threading
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -14,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from hostzero.document import check_output, to_json, write_atomically
+from hostzero.termination import terminable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -107,7 +105,7 @@ def command(
     )
     # A device in this process logs each hostile request, and that is what it is given.
     with (
-        _terminable(),
+        terminable(),
         _log_level(logging.DEBUG if verbose else logging.CRITICAL),
         open_progress(len(cases)) as progress,
     ):
@@ -121,23 +119,6 @@ def command(
     print_report(report, open_console(to_stderr=json_path == _STDOUT), rerun, verbose=verbose)
     if not report.ok:
         raise click.exceptions.Exit(1)
-
-
-# SIGTERM leaves by way of every `finally`, so that no QEMU stays behind.
-@contextmanager
-def _terminable() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def terminated(number: int, _frame: object) -> None:
-        sys.exit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, terminated)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import datetime as dt
-import signal
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,6 +12,7 @@ import click
 
 from hostzero.document import check_output, to_json, write_atomically
 from hostzero.errors import UsageError
+from hostzero.termination import terminable
 from hostzero.units import format_size
 
 if TYPE_CHECKING:
@@ -107,7 +106,7 @@ def run_command(
         chosen = choose(ready, accel, progress)
     from hostzero.render import open_console
 
-    with _ended_by_sigterm(), open_view(open_console(to_stderr=True)) as view:
+    with terminable(), open_view(open_console(to_stderr=True)) as view:
         run = run_demo(ready, chosen, view, memory=size, features=features)
     _output(run.to_document(), json_path, lambda console: print_run(run, console))
     if chosen.why and accel == "auto":
@@ -165,25 +164,11 @@ def compare_command(
     plan = Plan(append or SETTINGS, repeat, hugetlb)
     if hugetlb:
         require_pages(plan.guests_memory)
-    with _ended_by_sigterm(), open_progress() as progress:
+    with terminable(), open_progress() as progress:
         comparison = run_compare(ready, choose(ready, accel, progress), plan, progress)
     if markdown is not None:
         write_atomically(markdown, to_markdown(comparison, dt.date.today().isoformat()).encode())
     _output(comparison.to_document(), json_path, lambda console: print_comparison(comparison, console))
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Have SIGTERM end the work as Ctrl-C does, so that guests and devices end, too."""
-
-    def interrupt(_number: int, _frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _check_json(path: Path | None) -> None:

@@ -15,10 +15,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing, contextmanager
@@ -33,6 +31,7 @@ from hostzero.check.teeth.mutants import PACKAGE, ROOT, Mutant, chosen, copied, 
 from hostzero.check.teeth.outcome import VERDICTS, Outcome, outcome_of
 from hostzero.check.teeth.reach import reach
 from hostzero.errors import HostzeroError, UsageError
+from hostzero.termination import terminable
 
 R = TypeVar("R")
 
@@ -196,7 +195,7 @@ def run_matrix(options: MatrixOptions, progress: ProgressOfMatrix) -> Matrix:
 def prepared(options: MatrixOptions) -> Iterator[tuple[Children, Path]]:
     """Make a copy of the variant; whatever ends this ends every process that was started, too."""
     children = Children()
-    with _terminable(), copied("hostzero-mutants-", root=options.root) as base:
+    with terminable(), copied("hostzero-mutants-", root=options.root) as base:
         options.variant.apply(base / PACKAGE)
         try:
             yield children, base
@@ -287,20 +286,3 @@ def _order(outcome: Outcome) -> tuple[object, ...]:
         mutant.patch,
         mutant.file,
     )
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Leave by way of every `finally` when the process is told to end; only the main thread can."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def terminated(number: int, _frame: object) -> None:
-        sys.exit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, terminated)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
