@@ -230,7 +230,7 @@ def test_a_page_of_the_documentation_says_how_it_was_made() -> None:
     matrix = a_matrix(KILLED, an_outcome("survived", "corrupts", "30-g"))
     text = to_markdown(matrix, "2026-11-23")
     assert "Made 2026-11-23" in text
-    assert f"$ {command_of(matrix.options)} --markdown docs/mutants.md" in text
+    assert f"$ {command_of(matrix.options)} --markdown FILE" in text
     assert "5000 steps in 20 s" in text
     assert "once more with the compiler on, for 120 s." in text
     once = to_markdown(replace(matrix, options=MatrixOptions(again=0)), "2026-11-23")

@@ -275,6 +275,21 @@ def test_pages_of_earlier_requests_may_go_only_with_must_tell_host() -> None:
         world.close()
 
 
+def test_a_command_may_lie_in_the_page_that_its_run_gives_away() -> None:
+    """The first request is read before the second one drops the page, and the third one after it."""
+    world = DeviceWorld({**SETUP, "offered": 8, "discard_hints": 1})
+    world.step(["start", 8, 3, 0])
+    world.step(["hint", 0])
+    world.step(["put_command", ANSWERS_AT, 0])
+    world.step(["chain", 2, 0, ANSWERS_AT, 4, 0])
+    world.step(["chain", 2, 1, ANSWERS_AT - PAGE, 2 * PAGE, WRITE])
+    world.step(["chain", 2, 2, ANSWERS_AT, 4, 0])
+    world.step(["kick", 2])
+    assert not any(world.ram.read(ANSWERS_AT - PAGE, 2 * PAGE))
+    assert world.model.hints == {"stopped"}
+    world.close()
+
+
 def test_a_descriptor_is_rewritten_just_after_it_was_read(world: DeviceWorld) -> None:
     """The device goes on with what it read."""
     do(world, [START, *REPORT, ["race", 0, 20 * PAGE, PAGE], KICK_REPORT])

@@ -6,6 +6,8 @@ from __future__ import annotations
 import pytest
 
 from hostzero.check.wire.device_model import (
+    DEFLATE,
+    HINT,
     INFLATE,
     MUST_TELL_HOST,
     PAGE,
@@ -62,6 +64,30 @@ def test_a_piece_may_go_when_all_of_it_is_in_the_balloon() -> None:
         made = model(acked, granule=8)
         assert changes(made, *range(8, 12)) == set()
         assert changes(made, *range(12, 16)) == pages
+
+
+def test_a_deflate_that_read_either_array_leaves_what_either_leaves() -> None:
+    made = model(0xFF, granule=8)
+    changes(made, *range(8, 16))
+    arrays = [(8).to_bytes(4, "little"), (9).to_bytes(4, "little")]
+    reads = [lambda at, length, array=array: array for array in arrays]
+    made.may_change(Request(DEFLATE, Parsed(0, ((0, 4),), ())), reads)
+    assert made.balloon == set(range(8, 16))
+    made.may_change(Request(DEFLATE, Parsed(0, ((0, 4),), ())), reads[:1])
+    assert made.balloon == set(range(9, 16))
+
+
+def test_a_command_that_was_read_as_either_leads_to_either() -> None:
+    made = model(0xFF)
+    made.hints, made.run = frozenset({"requested"}), 0x8000_0000
+    texts = [made.run.to_bytes(4, "little"), bytes(4)]
+    reads = [lambda at, length, text=text: text for text in texts]
+    made.may_change(Request(HINT, Parsed(0, ((0, 4),), ())), reads)
+    assert made.hints == {"started", "requested"}
+    made.may_change(Request(HINT, Parsed(0, ((0, 4),), ())), reads[1:])
+    assert made.hints == {"stopped", "requested"}
+    made.learn(0)
+    assert made.hints == {"stopped"}
 
 
 def test_a_report_may_cost_whole_pages_only_and_none_under_poison_or_inhibition() -> None:

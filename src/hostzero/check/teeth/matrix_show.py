@@ -132,7 +132,7 @@ def _lines(matrix: Matrix, date: str) -> Iterator[str]:
     )
     yield ""
     yield "```console"
-    yield f"$ {command_of(options)} --markdown docs/mutants.md"
+    yield f"$ {command_of(options)} --markdown FILE"
     yield "```"
     yield ""
     second = (

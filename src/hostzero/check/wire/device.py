@@ -305,11 +305,11 @@ class DeviceWorld:
             if count > len(ring.waiting):
                 self.fail("rot", "a used index moves by more than the requests that wait", f"queue {index}")
             allowed += [(place.used, 4), (place.used + 4 + 8 * place.size, 2)]
-            balloon, hint = self.model.balloon, self.model.hint
+            balloon, hints = self.model.balloon, self.model.hints
             for at, request in enumerate(ring.waiting):
                 if at == count:
                     # What comes after has perhaps begun, but is not done.
-                    balloon, hint = self.model.balloon, self.model.hint
+                    balloon, hints = self.model.balloon, self.model.hints
                 entry = place.used_entry(ring.used + at)
                 allowed.append((entry, 8))
                 change = self.model.may_change(request, reads)
@@ -321,7 +321,7 @@ class DeviceWorld:
                         self.fail("rot", "a used entry names another head than the one that is due")
                     answered.append((ring, request, length))
             if count < len(ring.waiting):
-                self.model.balloon, self.model.hint = balloon, hint
+                self.model.balloon, self.model.hints = balloon, hints
             ring.used = (ring.used + count) & 0xFFFF
             ring.waiting = ring.waiting[count:]
             if final and ring.waiting:
@@ -366,6 +366,7 @@ class DeviceWorld:
         if said != status:
             self.fail("rot", "the status is not what was written and broken", f"{said:#x}, not {status:#x}")
         space = self.call("a read of the configuration space", True, device.read_config, 0, 16)
+        model.learn(int.from_bytes(space[8:12], "little"))
         if space != model.config():
             what = "the configuration space does not hold what was written to it"
             self.fail("rot", what, f"{space.hex()}, not {model.config().hex()}")

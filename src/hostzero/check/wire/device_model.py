@@ -92,6 +92,9 @@ class DeviceModel:
         sizes: the most entries of each queue, by role.
         granule: pages of 4 KiB that the host drops in one piece.
         discard_hints: whether hinted pages may be dropped.
+        balloon: pages that may be in the balloon, as far as the device may remember.
+        hints: where the run of hints may stand; more than one place only within a step, if a command
+            lies in memory that the same step gives away.
     """
 
     space: Space
@@ -106,7 +109,7 @@ class DeviceModel:
     actual: int = 0
     poison: int = 0
     inhibited: int = 0
-    hint: str = "stopped"
+    hints: frozenset[str] = frozenset({"stopped"})
     run: int = 0x7FFF_FFFF
     gave_up: bool = False
     rings: dict[int, Ring] = field(default_factory=dict)
@@ -163,7 +166,7 @@ class DeviceModel:
     def reset(self) -> None:
         """Forget everything that a driver said; the target and what inhibits are the host's."""
         self.status = self.accepted = self.acked = self.actual = self.poison = 0
-        self.hint = "stopped"
+        self.hints = frozenset({"stopped"})
         self.gave_up = False
         self.rings = {}
         self.balloon = set()
@@ -182,8 +185,8 @@ class DeviceModel:
         self.gave_up = self.gave_up or ring.broken
         if ring.role in {INFLATE, DEFLATE}:
             self.balloon = set()
-        if ring.role == HINT and self.hint != "done":
-            self.hint = "stopped"
+        if ring.role == HINT:
+            self.hints = frozenset("done" if hint == "done" else "stopped" for hint in self.hints)
         return ring.last
 
     def suspend(self) -> None:
@@ -194,9 +197,16 @@ class DeviceModel:
 
     def config(self) -> bytes:
         """Return the 16 bytes of the configuration space."""
-        command = {"stopped": 0, "done": 1}.get(self.hint, self.run)
-        values = (self.target, self.actual, command, self.poison)
+        values = (self.target, self.actual, self._command_of(min(self.hints)), self.poison)
         return b"".join(value.to_bytes(4, "little") for value in values)
+
+    def learn(self, command: int) -> None:
+        """Go by the command id that the device shows, where a run of hints may stand in several places."""
+        shown = frozenset(hint for hint in self.hints if self._command_of(hint) == command)
+        self.hints = shown or self.hints
+
+    def _command_of(self, hint: str) -> int:
+        return {"stopped": 0, "done": 1}.get(hint, self.run)
 
     def write_config(self, offset: int, data: bytes) -> bool:
         """Take a write to the configuration space; False if the device must refuse it."""
@@ -246,13 +256,20 @@ class DeviceModel:
         Args:
             request: the request.
             reads: guest memory as it was and as it is, where the two differ: the device may
-                have read either.
+                have read either, and is left where either leads.
         """
         change = Change()
+        balloon, hints = self.balloon, self.hints
+        balloons: set[int] = set()
+        after: frozenset[str] = frozenset()
         for read in reads:
+            self.balloon, self.hints = balloon, hints
             one = self._may_change(request, read)
             change.pages |= one.pages
             change.written += one.written
+            balloons |= self.balloon
+            after |= self.hints
+        self.balloon, self.hints = balloons, after
         return change
 
     def _may_change(self, request: Request, read: ReadBytes) -> Change:
@@ -268,7 +285,7 @@ class DeviceModel:
                 return Change()
             if parsed.readable:
                 self._command(gather(read, parsed.readable, 5))
-            elif self.discard_hints and self.hint == "started" and not self.poisoned:
+            elif self.discard_hints and "started" in self.hints and not self.poisoned:
                 return Change(self._dropped(parsed.writable))
         elif request.role == REPORT and not parsed.bad and not parsed.readable and not self.poisoned:
             return Change(self._dropped(parsed.writable))
@@ -317,10 +334,8 @@ class DeviceModel:
         if len(data) != 4:
             return
         same = int.from_bytes(data, "little") == self.run
-        if self.hint == "requested" and same:
-            self.hint = "started"
-        elif self.hint == "started" and not same:
-            self.hint = "stopped"
+        leads = {"requested": "started"} if same else {"started": "stopped"}
+        self.hints = frozenset(leads.get(hint, hint) for hint in self.hints)
 
     def claims_all(self, request: Request) -> bool:
         """Return whether nothing stands in the way of a report's claim but a discard that fails."""

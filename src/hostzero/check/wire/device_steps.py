@@ -298,9 +298,9 @@ def hint(world: DeviceWorld, command: int) -> None:
     allowed = model.live and bool(model.acked & FREE_PAGE_HINT)
     if allowed and command % 3 == 0:
         model.run = model.run + 1 if 0x8000_0000 <= model.run < 0xFFFF_FFFF else 0x8000_0000
-        model.hint = "requested"
+        model.hints = frozenset({"requested"})
     elif allowed:
-        model.hint = "stopped" if command % 3 == 1 else "done"
+        model.hints = frozenset({"stopped" if command % 3 == 1 else "done"})
     call = (device.hint_start, device.hint_stop, device.hint_done)[command % 3]
     world.call("a hint command", allowed, call)
 
