@@ -105,6 +105,15 @@ def test_another_buffer_in_the_last_interrupt_of_a_queue_that_stops(world: Devic
     assert world.model.rings[2].held is not None
 
 
+def test_a_reset_in_the_last_interrupt_of_a_broken_queue_that_stops(world: DeviceWorld) -> None:
+    """The reset forgets that the driver offered a buffer which the device had."""
+    do(world, *STATS, ["chain", 2, 1, 0, 0, 0], ["kick", 2], ["chain", 2, 0, ANSWERS_AT, 10, 0], ["kick", 2])
+    assert world.model.needs_reset
+    do(world, ["at_interrupt", 1, 0, 0], ["stop", 2])
+    assert world.device.status() == 0
+    assert not world.model.needs_reset
+
+
 def test_a_reset_in_the_last_interrupt_of_a_suspension(world: DeviceWorld) -> None:
     do(world, *STATS, *ANOTHER, ["at_interrupt", 1, 0, 0], ["suspend"])
     assert not world.stopped

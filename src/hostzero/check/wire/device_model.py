@@ -182,7 +182,9 @@ class DeviceModel:
         elif ring.held is not None:
             ring.waiting.append(ring.held)
         ring.held = None
-        self.gave_up = self.gave_up or ring.broken
+        if any(each is ring for each in self.rings.values()):
+            # Else a reset at its last interrupt has taken it away, and forgotten what was broken.
+            self.gave_up = self.gave_up or ring.broken
         if ring.role in {INFLATE, DEFLATE}:
             self.balloon = set()
         if ring.role == HINT:
