@@ -290,6 +290,21 @@ def test_a_command_may_lie_in_the_page_that_its_run_gives_away() -> None:
     world.close()
 
 
+def test_a_later_request_may_drop_the_page_of_a_bitmap() -> None:
+    """Both were answered before anybody looked: the bits are gone with the page that they were in."""
+    world = DeviceWorld(SETUP)
+    world.step(START)
+    world.step(["avail_flags", 0, 1])
+    world.step(["pfns", ARRAYS_AT, 7, 3])
+    world.step(["chain", 0, 0, ARRAYS_AT, 8, 0, 20 * PAGE + 5, 1, WRITE])
+    world.step(["pfns", ARRAYS_AT + 64, 20])
+    world.step(["chain", 0, 2, ARRAYS_AT + 64, 4, 0])
+    world.step(["kick", 0])
+    assert world.device.metrics.inflate.claims == 2
+    assert not any(world.ram.read(20 * PAGE, PAGE))
+    world.close()
+
+
 def test_a_descriptor_is_rewritten_just_after_it_was_read(world: DeviceWorld) -> None:
     """The device goes on with what it read."""
     do(world, [START, *REPORT, ["race", 0, 20 * PAGE, PAGE], KICK_REPORT])

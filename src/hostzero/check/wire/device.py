@@ -30,6 +30,7 @@ from hostzero.check.wire.device_model import (
     HINT,
     INFLATE,
     NEEDS_RESET,
+    PAGE,
     REPORT,
     STATS,
     VERSION_1,
@@ -295,7 +296,7 @@ class DeviceWorld:
         """
         rings = self.model.rings
         changed = self.ram.changed()
-        answered: list[tuple[Ring, Request, int]] = []
+        answered: list[tuple[Ring, Request, int, set[int]]] = []
         allowed: list[SEGMENT] = []
         pages: set[int] = set()
         reads = [self.ram.read_before, self.ram.read] if changed.size else [self.ram.read]
@@ -319,7 +320,7 @@ class DeviceWorld:
                     head, length = number(self.ram.read, entry, 4), number(self.ram.read, entry + 4, 4)
                     if head != request.parsed.head:
                         self.fail("rot", "a used entry names another head than the one that is due")
-                    answered.append((ring, request, length))
+                    answered.append((ring, request, length, change.pages))
             if count < len(ring.waiting):
                 self.model.balloon, self.model.hints = balloon, hints
             ring.used = (ring.used + count) & 0xFFFF
@@ -327,14 +328,16 @@ class DeviceWorld:
             if final and ring.waiting:
                 self.fail("rot", "a request does not come back", f"queue {index}: {ring.waiting[0]}")
         self._answers.check_bytes(changed, pages, allowed)
-        for at, (_, request, length) in enumerate(answered):
+        for at, (_, request, length, _) in enumerate(answered):
+            behind = answered[at + 1 :]
             later = [
                 part
-                for ring, other, _ in answered[at + 1 :]
+                for ring, other, _, _ in behind
                 if ring.place.used != told
                 for part in self._answers.writes(other)
             ]
-            self._answers.check(request, length, later)
+            gone = [(page * PAGE, PAGE) for *_, dropped in behind for page in dropped]
+            self._answers.check(request, length, later, gone)
         self.ram.accept(changed)
 
     def _check_notifications(self, before: list[tuple[Ring, int]]) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NoReturn, Protocol
 
 import numpy as np
@@ -66,10 +67,13 @@ class Answers:
                     value = int(self._ram.bytes[place])
                     self._fail("corruption", what, f"RAM {place:#x}", wrong_offset=place, wrong_value=value)
 
-    def check(self, request: Request, length: int, later: list[SEGMENT]) -> None:
+    def check(
+        self, request: Request, length: int, later: list[SEGMENT], gone: Sequence[SEGMENT] = ()
+    ) -> None:
         """Check the used length of a request, and what it or its bitmap claims.
 
-        `later` are bytes that were written for requests behind it; they prove nothing of this one.
+        `later` are bytes that were written for requests behind it; they prove nothing of this one. What
+        lay in `gone` those may have dropped, a bitmap with bits in it too.
         """
         parsed, model = request.parsed, self._model
         if parsed.bad and length:
@@ -77,7 +81,7 @@ class Answers:
         if length > parsed.writable_bytes:
             self._fail("corruption", "a used length is larger than what the device may write", str(request))
         if request.role == INFLATE:
-            self._check_bitmap(request, length, later)
+            self._check_bitmap(request, length, later, gone)
         elif request.role == REPORT:
             if length and (not model.acked & INIT_REPORTED or model.poisoned):
                 what = "a used length is claimed that the negotiated features do not allow"
@@ -90,7 +94,9 @@ class Answers:
         elif length:
             self._fail("rot", "a used length for a request into which nothing is written", str(request))
 
-    def _check_bitmap(self, request: Request, length: int, later: list[SEGMENT]) -> None:
+    def _check_bitmap(
+        self, request: Request, length: int, later: list[SEGMENT], gone: Sequence[SEGMENT]
+    ) -> None:
         model = self._model
         before, now = model.pfns(request, self._ram.read_before), model.pfns(request, self._ram.read)
         bitmap = model.bitmap(request, len(before)) or []
@@ -103,7 +109,7 @@ class Answers:
         if length < room and model.acked & INIT_ON_INFLATE:
             self._fail("lost", "an inflate's bitmap is not all written", f"{length} of {room}: {request}")
         bits = gather(self._ram.read, bitmap, length)
-        due = self._due(before, bitmap)
+        due = set() if overlap(bitmap, gone) else self._due(before, bitmap)
         for n in range(8 * length):
             claimed = bits[n // 8] >> n % 8 & 1
             if n >= len(before):
