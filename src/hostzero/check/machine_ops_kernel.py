@@ -62,19 +62,15 @@ def kernel_block(world: World, order: int, movable: int, wish: int, node: int, f
         with mm.zone_lock(zone, cpu=cpu if fate == NOLOCK_PCP else None):
             mm.free_pages_nolock(pfn, order, cpu=cpu)
     elif fate == NOLOCK_ZEROED:
-        world.bytes_of(pfn, order)[:] = 0
-        world.host.shown(pfn, 1 << order)
+        _make_zero(world, pfn, order)
         record._refcount = 0
         with mm.zone_lock(zone, cpu=cpu):
             __free_frozen_pages(mm.mem, pfn, order, FPI_TRYLOCK | FPI_ZEROED, cpu)
-    elif fate in {ZEROED, PUT_ZEROED} and (fate == ZEROED or order == 0 or flags & GFP_COMP):
-        world.bytes_of(pfn, order)[:] = 0
-        world.host.shown(pfn, 1 << order)
-        if fate == PUT_ZEROED:
-            mm.put_page_zeroed(pfn, cpu=cpu)
-        else:
-            record._refcount = 0
-            mm.free_frozen_pages_zeroed(pfn, order, cpu=cpu)
+    elif fate == ZEROED:
+        _free(world, pfn, order, zeroed=True, cpu=cpu)
+    elif fate == PUT_ZEROED and (order == 0 or flags & GFP_COMP):
+        _make_zero(world, pfn, order)
+        mm.put_page_zeroed(pfn, cpu=cpu)
     elif fate == SHARED and (order == 0 or flags & GFP_COMP):
         # Somebody else holds a reference, and writes after the first owner has said "zero".
         world.bytes_of(pfn, order)[:] = 0
@@ -129,13 +125,7 @@ def free_kernel_block(world: World, which: int, zeroed: int) -> None:
         return
     pfn, order, _ = world.blocks.pop(which % len(world.blocks))
     world.leave_flags(pfn, order)
-    if zeroed % 2:
-        world.bytes_of(pfn, order)[:] = 0
-        world.host.shown(pfn, 1 << order)
-        world.mem.mem_map[pfn]._refcount = 0
-        world.mm.free_frozen_pages_zeroed(Pfn(pfn), order)
-    else:
-        world.mm.free_pages(Pfn(pfn), order)
+    _free(world, Pfn(pfn), order, zeroed=bool(zeroed % 2))
 
 
 @operation(when=lambda world: bool(world.blocks), which=MOST_KEPT - 1, zeroed=(1 << 16) - 1)
@@ -151,13 +141,21 @@ def free_apart(world: World, which: int, zeroed: int) -> None:
     cpu = world.nr_cpus - 1
     world.mem.mem_map["_refcount"][pfn : pfn + (1 << order)] = 1
     for page in range(pfn, pfn + (1 << order)):
-        if zeroed >> (page - pfn) % 16 & 1:
-            world.bytes_of(page, 0)[:] = 0
-            world.host.shown(page, 1)
-            world.mem.mem_map[page]._refcount = 0
-            world.mm.free_frozen_pages_zeroed(Pfn(page), 0, cpu=cpu)
-        else:
-            world.mm.free_pages(Pfn(page), 0, cpu=cpu)
+        _free(world, Pfn(page), 0, zeroed=bool(zeroed >> (page - pfn) % 16 & 1), cpu=cpu)
+
+
+def _free(world: World, pfn: Pfn, order: int, *, zeroed: bool, cpu: int = 0) -> None:
+    if not zeroed:
+        world.mm.free_pages(pfn, order, cpu=cpu)
+        return
+    _make_zero(world, pfn, order)
+    world.mem.mem_map[pfn]._refcount = 0
+    world.mm.free_frozen_pages_zeroed(pfn, order, cpu=cpu)
+
+
+def _make_zero(world: World, pfn: int, order: int) -> None:
+    world.bytes_of(pfn, order)[:] = 0
+    world.host.shown(pfn, 1 << order)
 
 
 @operation(isolates=True, weight=2, order=11, wish=3, node=1, only=1, user=1)
@@ -236,13 +234,7 @@ def park(world: World, order: int, movable: int, count: int, zeroed: int) -> Non
             taken.append(world.mm.alloc_pages(gfp, order, cpu=cpu))
     for i, pfn in enumerate(taken):
         world.taken(pfn, order, zeroed=False, fill=0x77)
-        if zeroed >> i & 1:
-            world.bytes_of(pfn, order)[:] = 0
-            world.host.shown(pfn, 1 << order)
-            world.mem.mem_map[pfn]._refcount = 0
-            world.mm.free_frozen_pages_zeroed(pfn, order, cpu=cpu)
-        else:
-            world.mm.free_pages(pfn, order, cpu=cpu)
+        _free(world, pfn, order, zeroed=bool(zeroed >> i & 1), cpu=cpu)
 
 
 @operation()
