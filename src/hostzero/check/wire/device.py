@@ -19,7 +19,7 @@ loss, and nobody can say what it should have been.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 from hostzero.check.violation import Kind, Violated, Violation
 from hostzero.check.wire import wire_rings
@@ -51,6 +51,13 @@ QUEUE_SIZES: Final = {INFLATE: 8, "deflate": 4, STATS: 2, HINT: 16, REPORT: 32}
 """All different, so that a queue that took another's number is seen."""
 
 HISTORY: Final = 12
+
+
+class _Answered(NamedTuple):
+    ring: Ring
+    request: Request
+    length: int
+    dropped: set[int]  # pages that may have gone for it
 
 
 class DeviceWorld:
@@ -296,7 +303,7 @@ class DeviceWorld:
         """
         rings = self.model.rings
         changed = self.ram.changed()
-        answered: list[tuple[Ring, Request, int, set[int]]] = []
+        answered: list[_Answered] = []
         allowed: list[SEGMENT] = []
         pages: set[int] = set()
         reads = [self.ram.read_before, self.ram.read] if changed.size else [self.ram.read]
@@ -320,7 +327,7 @@ class DeviceWorld:
                     head, length = number(self.ram.read, entry, 4), number(self.ram.read, entry + 4, 4)
                     if head != request.parsed.head:
                         self.fail("rot", "a used entry names another head than the one that is due")
-                    answered.append((ring, request, length, change.pages))
+                    answered.append(_Answered(ring, request, length, change.pages))
             if count < len(ring.waiting):
                 self.model.balloon, self.model.hints = balloon, hints
             ring.used = (ring.used + count) & 0xFFFF
@@ -328,16 +335,16 @@ class DeviceWorld:
             if final and ring.waiting:
                 self.fail("rot", "a request does not come back", f"queue {index}: {ring.waiting[0]}")
         self._answers.check_bytes(changed, pages, allowed)
-        for at, (_, request, length, _) in enumerate(answered):
+        for at, one in enumerate(answered):
             behind = answered[at + 1 :]
             later = [
                 part
-                for ring, other, _, _ in behind
-                if ring.place.used != told
-                for part in self._answers.writes(other)
+                for other in behind
+                if other.ring.place.used != told
+                for part in self._answers.writes(other.request)
             ]
-            gone = [(page * PAGE, PAGE) for *_, dropped in behind for page in dropped]
-            self._answers.check(request, length, later, gone)
+            gone = [(page * PAGE, PAGE) for other in behind for page in other.dropped]
+            self._answers.check(one.request, one.length, later, gone)
         self.ram.accept(changed)
 
     def _check_notifications(self, before: list[tuple[Ring, int]]) -> None:
