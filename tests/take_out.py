@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -28,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hostzero.check.teeth.mutants import PACKAGE, Mutant, chosen, copied, read_all
+from hostzero.termination import terminable
 from tests.verdicts import FAILED, PASSED, VARIABLE
 
 COPIED: Final = (Path("tests"), Path("docs"), Path("pyproject.toml"))
@@ -143,10 +143,6 @@ def take_out(mutants: Sequence[Mutant], progress: Console) -> list[Outcome] | No
         return outcomes
 
 
-def _terminated(signal_number: int, _frame: object) -> None:
-    sys.exit(128 + signal_number)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.take_out", description=__doc__.splitlines()[0])
@@ -157,9 +153,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     mutants = chosen(read_all(), options.patch, options.name)
     if not mutants:
         parser.error("no mutant is of that patch or has that name")
-    signal.signal(signal.SIGTERM, _terminated)
     try:
-        outcomes = take_out(mutants, Console(stderr=True))
+        with terminable():
+            outcomes = take_out(mutants, Console(stderr=True))
     except KeyboardInterrupt:
         return 130
     if outcomes is None:
