@@ -17,6 +17,7 @@ import pytest
 
 from hostzero.check.recording import Recording
 from hostzero.check.run import SEARCHES
+from hostzero.check.teeth.matrix import MatrixOptions
 from hostzero.cli.main import run
 from hostzero.errors import UsageError
 from tests.check.played import VIOLATION, Played, played, recording_of
@@ -254,3 +255,11 @@ def test_what_shows_a_run_needs_neither_statistics_nor_plots() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_the_help_has_the_defaults_of_a_mutant(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["check", "--help"]) == 0
+    said, mutant = " ".join(capsys.readouterr().out.split()), MatrixOptions()
+    assert f"and {mutant.seconds:g} for each mutant]" in said
+    assert f"; {mutant.seed} for mutants]" in said
+    assert f"searched compiled. [default: {mutant.again:g}]" in said
