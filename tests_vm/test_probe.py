@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+from hostzero.units import PAGE_SIZE
 from hostzero.virtio.features import Feature
 from hostzero.vm.command_line import HOSTZERO_SLOT
 from hostzero.vm.pci import offered_features
-from hostzero.vm.steps import MIB
+from hostzero.vm.steps import MIB, wait_balloon_pages
 from hostzero.vm.wait import wait_for
 from tests_vm.conftest import Start
 
@@ -52,5 +53,5 @@ def test_the_driver_can_go_and_come_again(start: Start) -> None:
             backend.resize(32 * MIB)
             guest.load_driver()
             wait_for(lambda: backend.actual() == 32 * MIB, "read at probe", 120)
-            assert guest.balloon_pages() == 32 * MIB // 4096
+            wait_balloon_pages(guest, 32 * MIB // PAGE_SIZE)
             guest.unload_driver()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,7 @@ from hostzero.vm import demo
 from hostzero.vm.accel import Accel
 from hostzero.vm.agent import Answer
 from hostzero.vm.demo import Look, Phase, run_demo
-from hostzero.vm.steps import MIB
+from hostzero.vm.steps import MIB, wait_balloon_pages
 from tests.vm.stand_in import prepared_with, write_qemu
 
 
@@ -105,6 +106,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(demo, "offered_features", lambda guest, slot: {1, 2, 5, 6, 7, 32})
     monkeypatch.setattr(demo, "settle", lambda guest, busy, look: look())
     monkeypatch.setattr(demo, "dirty_and_free", lambda guest, size: None)
+    monkeypatch.setattr(demo, "wait_balloon_pages", partial(wait_balloon_pages, seconds=0))
     return made
 
 
@@ -127,5 +129,5 @@ def test_every_phase_is_run_and_shown(machine: Machine, tmp_path: Path) -> None:
 
 def test_a_balloon_that_is_not_exact_is_an_error(machine: Machine, tmp_path: Path) -> None:
     machine.pages_off = 1
-    with pytest.raises(VmError, match="the guest has 262145 pages in its balloon, not 262144"):
+    with pytest.raises(VmError, match="262144 pages in the balloon: not within 0 s: the guest counts 262145"):
         run_demo(prepared_with(tmp_path, write_qemu(tmp_path / "q")), Accel("tcg"), Seen())

@@ -20,7 +20,7 @@ ANSWERS = {
     "insmod /virtio_balloon.ko": "",
     SLOT: "virtio3\n",
     "cat /sys/bus/virtio/devices/virtio3/features": "0110010000",
-    "grep nr_balloon_pages /proc/vmstat": "nr_balloon_pages 77\n",
+    "grep '^nr_balloon_pages ' /proc/vmstat": "nr_balloon_pages 77\n",
 }
 OPTIONS = GuestOptions(memory=64 * MIB, hostzero=False, qemu=True)
 

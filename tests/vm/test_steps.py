@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
 
@@ -22,6 +22,7 @@ from hostzero.vm.steps import (
     resize,
     settle,
     wait_backed_below,
+    wait_balloon_pages,
     write_command,
 )
 
@@ -44,6 +45,7 @@ class FakeGuest:
         os.truncate(self.descriptor, 16 * MIB)
         self.memory = HostMemory(self.descriptor)
         self.agent = FakeAgent()
+        self.balloon_pages: Callable[[], int] = lambda: 0
 
 
 @pytest.fixture
@@ -102,6 +104,14 @@ def test_waiting_for_memory_says_how_much_is_still_backed(fake: FakeGuest) -> No
     assert wait_backed_below(as_guest(fake), 2 * MIB, 0) == 2 * MIB
     with pytest.raises(VmError, match="2 MiB are backed, not 1"):
         wait_backed_below(as_guest(fake), MIB, 0)
+
+
+def test_a_balloon_page_that_moves_counts_twice_for_a_while(fake: FakeGuest) -> None:
+    counts = iter([8, 8, 7])
+    fake.balloon_pages = lambda: next(counts, 9)
+    wait_balloon_pages(as_guest(fake), 7, 10)
+    with pytest.raises(VmError, match="7 pages in the balloon: not within 0 s: the guest counts 9"):
+        wait_balloon_pages(as_guest(fake), 7, 0)
 
 
 def test_a_device_that_works_does_not_rest(fake: FakeGuest) -> None:

@@ -24,6 +24,7 @@ from hostzero.vm.steps import (
     resize,
     settle,
     wait_backed_below,
+    wait_balloon_pages,
     write_command,
 )
 from hostzero.vm.wait import wait_for
@@ -219,9 +220,8 @@ def _probe(guest: Guest, run: Run) -> str:
 
 def _exact(stage: _Stage, guest: Guest, target: int) -> str:
     stage.resize(target)
-    pages = guest.balloon_pages()
-    if pages * PAGE_SIZE != target:
-        raise VmError(f"the guest has {pages} pages in its balloon, not {target // PAGE_SIZE}")
+    pages = target // PAGE_SIZE
+    wait_balloon_pages(guest, pages)
     return f"actual is exact; the guest counts {pages} pages"
 
 

@@ -220,8 +220,12 @@ class Guest:
         return {bit for bit, digit in enumerate(text) if digit == "1"}
 
     def balloon_pages(self) -> int:
-        """Return how many pages the guest's kernel says are inside balloons."""
-        return int(self.agent.read("grep nr_balloon_pages /proc/vmstat").split()[1])
+        """Return how many pages the guest counts inside balloons; one that is being moved counts twice."""
+        return self.vmstat("nr_balloon_pages")
+
+    def vmstat(self, name: str) -> int:
+        """Return one counter of the guest's ``/proc/vmstat``."""
+        return int(self.agent.read(f"grep '^{name} ' /proc/vmstat").split()[1])
 
     def stop(self) -> None:
         """End QEMU; a guest that runs is not asked."""

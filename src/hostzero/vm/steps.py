@@ -18,6 +18,7 @@ SLACK: Final = 48 * MIB
 """Memory that may stay backed when all has been reported: pieces below 2 MiB, the guest's own."""
 
 RESIZED_SECONDS: Final = 300.0
+COUNTED_SECONDS: Final = 30.0
 LOOK_SECONDS: Final = 0.25
 """Between two questions to a device: its answer costs the CPU time that is being watched."""
 
@@ -81,6 +82,21 @@ def resize(
         return balloon.actual() == target
 
     wait_for(there, f"a balloon of {target // MIB} MiB", seconds, LOOK_SECONDS)
+
+
+def wait_balloon_pages(guest: Guest, pages: int, seconds: float = COUNTED_SECONDS) -> None:
+    """Wait until the guest's kernel counts exactly `pages` pages inside balloons.
+
+    Compaction in the guest moves them, and a page that is being moved counts twice for as long as the
+    driver waits for the device (Linux, balloon_page_migrate).
+
+    Raises:
+        VmError: it counts others after `seconds`; the text says how many.
+    """
+    try:
+        wait_for(lambda: guest.balloon_pages() == pages, f"{pages} pages in the balloon", seconds)
+    except VmError as error:
+        raise VmError(f"{error}: the guest counts {guest.balloon_pages()}") from error
 
 
 def wait_backed_below(
