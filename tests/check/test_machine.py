@@ -53,15 +53,17 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> str:
     return "invent"
 
 
-def test_a_false_claim_is_found_and_made_short(planted: str) -> None:
-    steps: list[list[Any]] = [["balloon", 1], ["drain"], ["invent", 9], ["drain"]]
+def test_a_false_claim_is_found_and_made_short(planted: str, caplog: pytest.LogCaptureFixture) -> None:
+    steps: list[list[Any]] = [["balloon", 1], ["host_fails", 3, 3, 3], ["flush", 0], ["invent", 9], ["drain"]]
     violation, done = run_steps(plain_setup(features=5), steps, close=True)
     assert violation is not None
-    assert done == 3
+    assert done == 4
     recording, note = shrink(plain_setup(features=5), steps[:done], violation)
     assert recording.steps == (["invent", 0],)
-    assert "from 3 steps to 1" in note
+    assert "from 4 steps to 1" in note
     assert recording.setup["features"] == 0
+    # That a host fails is no news here, also while the steps are made fewer.
+    assert caplog.messages == []
 
 
 def test_the_search_finds_it_and_a_file_finds_it_again(

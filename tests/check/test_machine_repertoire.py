@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hostzero.check.machine_episodes import EPISODES
+from hostzero.check.machine_episodes import COMMON, EPISODES
 from hostzero.check.machine_moves import ANY, SAME
 from hostzero.check.machine_ops import load_operations, perform
 from hostzero.check.machine_repertoire import (
@@ -29,14 +29,27 @@ OPERATIONS = load_operations()
 UNCHECKED = {"debug_vm": False, "init_on_alloc": False, "init_on_free": False, "page_poisoning": False}
 
 
-@pytest.mark.parametrize(("need", "other"), [("cma", {"cma": True}), ("unchecked", UNCHECKED)])
-def test_what_a_guest_cannot_live_is_not_drawn(need: str, other: dict[str, Any]) -> None:
-    without, having = plain_setup(), plain_setup(**other)
+@pytest.mark.parametrize(
+    ("need", "having", "lacking"),
+    [
+        ("cma", {"cma": True}, {}),
+        ("unchecked", UNCHECKED, {}),
+        ("believed_balloon", {}, {"features": 2}),  # no bit 7
+        ("believed_balloon", {}, {"page_poisoning": True}),
+        ("believed_balloon", {}, {"confidential": True}),
+    ],
+)
+def test_what_a_guest_cannot_live_is_not_drawn(
+    need: str, having: dict[str, Any], lacking: dict[str, Any]
+) -> None:
+    having, without = plain_setup(**having), plain_setup(**lacking)
     assert not has(without, need)
     assert has(having, need)
-    special = sum(episode[0] == ("needs", need) for episode in EPISODES)
+    special = [episode[1:] for episode in EPISODES if episode[0] == ("needs", need)]
     assert special
-    assert len(episodes_of(having)) - len(episodes_of(without)) == special * OFTEN
+    for episode in special:
+        assert episodes_of(having).count(episode) == OFTEN
+        assert episode not in episodes_of(without)
 
 
 def test_a_number_is_the_same_steps_each_time() -> None:
@@ -61,9 +74,11 @@ def test_a_guest_begins_with_what_it_alone_can_do() -> None:
             does = repertoire(setup, OPERATIONS, 0)
             return [step[0] for step in steps_of(world, OPERATIONS, does, 5, first=first)]
 
-    assert "take_from_cma" in names(plain_setup(cma=True, mib=8), 3)
+    assert "take_from_cma" in names(plain_setup(cma=True, mib=8, features=5), 3)
     # Without anything of its own it begins with one episode after the other.
-    assert len({tuple(names(plain_setup(), first)) for first in range(6)}) > 3
+    nothing = plain_setup(features=5)
+    assert episodes_of(nothing) == list(COMMON)
+    assert len({tuple(names(nothing, first)) for first in range(6)}) > 3
 
 
 def test_most_guests_keep_to_a_few_episodes() -> None:

@@ -127,7 +127,7 @@ def run_steps(
     load_operations()
     done = 0
     try:
-        with World(setup) as world:
+        with _no_warnings(), World(setup) as world:
             for step in steps:
                 done += 1
                 perform(world, step)
@@ -155,8 +155,7 @@ class MachineSearch:
             for _ in range(2):
                 drawn = source.sample(sorted(table.values(), key=lambda op: op.name), len(table))
                 steps += [[op.name, *(source.randint(0, most) for most in op.most)] for op in drawn]
-            with _no_warnings():
-                run_steps(plain_setup(**other), steps, close=True)
+            run_steps(plain_setup(**other), steps, close=True)
 
     def run(self, limits: Limits, seed: int, progress: Progress) -> Findings:
         """Search until something is found or the time is up."""

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from hostzero.check.machine_episodes import COMMON, EPISODES
 from hostzero.check.machine_moves import ANY, BETWEEN, GROUPS, SAME, Move
+from hostzero.check.world_setup import FEATURES
+from hostzero.virtio.features import Feature
 
 if TYPE_CHECKING:
     from hostzero.check.machine_ops import Operation
@@ -49,6 +51,9 @@ def has(setup: dict[str, Any], need: str) -> bool:
         return not any(
             setup[name] for name in ("debug_vm", "page_poisoning", "init_on_alloc", "init_on_free")
         )
+    if need == "believed_balloon":
+        bitmaps = Feature.DEVICE_INIT_ON_INFLATE in FEATURES[setup["features"]]
+        return bitmaps and not setup["page_poisoning"] and not setup["confidential"]
     return bool(setup[need])
 
 
