@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 from hostzero.bench.cover_letter import FIGURES, SETTING
-from hostzero.bench.names import GENERAL_CAVEATS, PHASE_CAVEATS, SCENARIO_TITLES, Arm, Phase
+from hostzero.bench.names import ARM_MEANINGS, GENERAL_CAVEATS, PHASE_CAVEATS, SCENARIO_TITLES, Arm, Phase
 from hostzero.bench.table_counts import CELLS, COLUMNS, KEYS, NOTES, STEPS
 from hostzero.host import machine_line
 from hostzero.stats import PairedRatio, summarize
@@ -49,6 +49,8 @@ def _times(results: Results) -> Iterator[str]:
         yield ""
         yield from _table(results, scenario)
     yield ""
+    for arm in _ARMS:
+        yield f"- **{arm}**: {ARM_MEANINGS[arm]}."
     for phase in Phase:
         yield f"- **{phase}** {PHASE_CAVEATS[phase]}"
     for caveat in GENERAL_CAVEATS:

@@ -47,7 +47,8 @@ MEMCG_NOTES: Final = (
         "guest would have zeroed and did not have to."
     ),
     (
-        "one-process: populates twice its limit and is refused once. sparse: with less than 2 MiB left, "
+        "one-process: populates twice its limit and is refused once: two failed charges, of the 2 MiB "
+        "folio and then of the 4 KiB page. sparse: with less than 2 MiB left, "
         "touches one page in each of --size / 2 MiB ranges; each fault tries a 2 MiB folio first. The "
         "pattern meets the limit as often as can be; it is not a typical one."
     ),

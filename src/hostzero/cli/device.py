@@ -65,7 +65,7 @@ def command(
     metrics: str | None,
     verbose: bool,
 ) -> None:
-    r"""Be the balloon device of a virtual machine, over vhost-user.
+    """Be the balloon device of a virtual machine, over vhost-user.
 
     QEMU (10.2 or newer) takes the other end of the socket:
 
@@ -76,7 +76,7 @@ def command(
 
     One guest is served at a time; when it goes the next one may come. Started by systemd with a
     socket, it needs neither --socket-path nor --fd. SIGTERM ends it.
-    """
+    """  # noqa: D301 - Click knows what not to wrap by the character, not by its name
     if print_capabilities:
         click.echo(to_json(CAPABILITIES), nl=False)
         return
