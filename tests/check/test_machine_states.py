@@ -144,6 +144,12 @@ def test_more_was_zeroed_than_was_handed_out() -> None:
             perform(made, ["drain"])
 
 
+def test_a_process_that_has_all_memory_gives_a_page_for_the_table_it_needs() -> None:
+    steps: list[list[Any]] = [["mmap", 0, 0, 0], ["mmap", 0, 4, 1], ["crowd", 0, 0, 0], ["thin_out", 1, 0]]
+    with world(*steps, mib=4) as made:
+        made.close()
+
+
 def test_sleep_forgets_nothing() -> None:
     with world(["flush", 0]) as made:
         driver = made.machine.driver

@@ -14,7 +14,7 @@ from hostzero.check.host import HALF, LEAVE_RUBBISH, SAY_LESS, SAY_NOTHING
 from hostzero.check.inventory import BALLOON, FREE, OWNED, take_inventory
 from hostzero.check.machine_ops import load_operations, perform
 from hostzero.check.oracle import READ_AGAIN
-from hostzero.check.violation import Violated, Violation
+from hostzero.check.violation import Violated
 from hostzero.check.world import World
 from hostzero.check.world_setup import plain_setup
 from hostzero.errors import OutOfMemory
@@ -25,25 +25,9 @@ from hostzero.mm.page_isolation import (
     start_isolate_page_range,
     undo_isolate_page_range,
 )
+from tests.check.worlds import violation_of, world
 
 OPERATIONS = load_operations()
-
-
-def world(*steps: list[Any], **setup: Any) -> World:
-    """Return a world after some steps."""
-    made = World(plain_setup(**setup))
-    for step in steps:
-        perform(made, step)
-    return made
-
-
-def violation_of(made: World, plant: Callable[[World], None]) -> Violation:
-    """Plant something between two steps and return what the next one finds."""
-    with made:
-        plant(made)
-        with pytest.raises(Violated) as caught:
-            perform(made, ["drain"])
-        return caught.value.violation
 
 
 def a_free_page(made: World, *, zeroed: bool) -> int:

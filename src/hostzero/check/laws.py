@@ -98,7 +98,8 @@ class Laws:
         *,
         isolates: bool,
         isolated: tuple[int, int] = (0, 0),
-        unasked: bool,
+        unasked: bool = False,
+        touches: bool = False,
     ) -> None:
         """Compare.
 
@@ -109,8 +110,9 @@ class Laws:
             isolates: the operation takes blocks off the lists by design, and it is not known which.
             isolated: it does so with these pages, from one to before the other.
             unasked: the operation asks for no memory that is zero.
+            touches: the operation writes at most one byte of a page, and not into its first word.
         """
-        self.unasked = unasked
+        self.unasked, self.touches = unasked, touches
         self.isolated = np.zeros(len(before.backed), dtype=np.bool_)
         self.isolated[slice(*isolated)] = True
         self.before, self.after = before, after
@@ -219,13 +221,20 @@ class Laws:
         taken = ~np.isin(before.place, held) & np.isin(after.place, held)
         taken |= (before.place == POOL) & (after.place == OWNED)
         unknown = int(np.count_nonzero(taken & ~(before.zeroed & ~self.isolated)))
-        read_in = self.delta["pswpin"] if not mem.vm[0].init_on_alloc else 0
-        if read_in and self.delta["zeroed_bytes"] > (int(np.count_nonzero(taken)) - read_in) << PAGE_SHIFT:
+        overwritten = 0
+        if not mem.vm[0].init_on_alloc:
+            overwritten = max(self.delta["pswpin"], self.copied(mem, taken) if self.touches else 0)
+        if self.delta["zeroed_bytes"] > (int(np.count_nonzero(taken)) - overwritten) << PAGE_SHIFT:
             found("lost", "a page that is overwritten at once was zeroed first")
         if self.delta["zeroed_bytes"] > unknown << PAGE_SHIFT:
             known = taken & before.zeroed
             pfn = int(np.argmax(known)) if known.any() else None
             found("lost", "a page that was known to be zero was zeroed again", pfn)
+
+    def copied(self, mem: Memory, taken: NDArray[np.bool_]) -> int:
+        """Return how many pages a process was given with something in them that it has not written itself."""
+        given = np.flatnonzero(taken & self.after.backed & (_mappings(mem, len(taken)) != 0))
+        return int(np.count_nonzero(mem.ram[given << (PAGE_SHIFT - 3)]))
 
     def nothing_is_told_twice(self) -> None:
         """A block that the host knows of, and that nobody had since, is not reported to it."""
@@ -250,13 +259,23 @@ class Laws:
                     order=order,
                 )
 
-    def untouched_pages_stay_absent(self, mem: Memory) -> None:
-        """A huge page that was known to be zero, populated and not touched, costs the host nothing."""
+    def untouched_pages_stay_absent(self, mem: Memory, *, single: bool) -> None:
+        """A page that was known to be zero, populated and not touched, costs the host nothing.
+
+        Args:
+            mem: the guest's arrays.
+            single: the host backs 4 KiB at a time; else it may back 2 MiB for a table in them, and this
+                is about huge pages.
+        """
         before, after = self.before.pages, self.after.pages
         if not self.quiet or self.reported or self.delta["pgfree"] or mem.vm[0].zero_in_caller:
             return
         taken = (before.place != OWNED) & (before.place != POOL) & (after.place == OWNED) & before.zeroed
         fresh = taken & ~self.before.backed
+        if single and not self.delta["pswpin"]:
+            wrong = fresh & self.after.backed & (_mappings(mem, len(fresh)) != 0)
+            if wrong.any():
+                found("lost", "the host had to back a page that was known to be zero", int(np.argmax(wrong)))
         for start in range(0, len(fresh), PAGEBLOCK_NR_PAGES):
             block = slice(start, start + (1 << HPAGE_PMD_ORDER))
             if (
@@ -274,6 +293,13 @@ class Laws:
 # whole (rows merge-one and unisolate), and the guest counts nothing.
 def _may_be_put_together(mem: Memory, order: int) -> bool:
     return order > PAGEBLOCK_ORDER and any(hstate_is_gigantic(mem, h) for h in range(len(mem.hstate)))
+
+
+# To whom each page is mapped, by its folio; tables and the kernel's own have nobody.
+def _mappings(mem: Memory, pages: int) -> NDArray[np.int64]:
+    mappings: NDArray[np.int64] = mem.mem_map["mapping"]
+    links = mem.compound_head[:pages].astype(np.int64)
+    return mappings[np.where(links & 1, links >> 1, np.arange(pages))]
 
 
 def _heads(mask: NDArray[np.bool_], pages: Inventory) -> list[int]:

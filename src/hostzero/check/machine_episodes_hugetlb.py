@@ -16,6 +16,7 @@ HUGETLB: Final[tuple[tuple[Move, ...], ...]] = (
         ("fill", ANY, ANY, 4, ANY),
         ("munmap", ANY, 0, 5),
         BETWEEN,
+        ("take_huge_target", ANY),
         ("mmap_huge", ANY, ANY, ANY, ANY, ANY),
         LOOK,
         LOOK,

@@ -13,8 +13,10 @@ from hostzero.check.machine_rows import PIN
 from hostzero.check.users import HUGE_PAGES, Area, File
 from hostzero.check.world_setup import GIGANTIC
 from hostzero.errors import OutOfMemory
+from hostzero.mm.hugetlb import alloc_hugetlb_folio_nodemask
 from hostzero.mm.mmap import MAP_HUGE_SHIFT, MAP_HUGETLB, MAP_NORESERVE, MAP_SHARED, MAP_UNINITIALIZED
 from hostzero.mm.mmzone import HPAGE_PMD_ORDER, NO_PAGE
+from hostzero.mm.page_free import put_page
 from hostzero.units import PAGE_SIZE
 
 if TYPE_CHECKING:
@@ -79,6 +81,16 @@ def resize_pool(world: World, count: int, overcommit: int) -> None:
     world.unasked = True
     world.mm.hugetlb.set_nr_hugepages(count % 5)
     world.mm.hugetlb.set_nr_overcommit(overcommit % 5)
+
+
+@operation(isolates=makes_gigantic_pages, node=1)
+def take_huge_target(world: World, node: int) -> None:
+    """A huge page is taken to move another one to, written, and given up: the migration fails."""
+    world.unasked = True
+    pfn = alloc_hugetlb_folio_nodemask(world.mem, 0, node % world.nr_nodes, 0)
+    if pfn != NO_PAGE:
+        world.taken(pfn, HPAGE_PMD_ORDER, zeroed=False, fill=0x66)
+        put_page(world.mem, pfn, 0)
 
 
 @operation(isolates=True, when=makes_gigantic_pages, count=1, overcommit=1)

@@ -118,6 +118,7 @@ def touch(world: World, which: int, at: int, length: int) -> None:
     if not (chosen := some_pages(world, which, at, length)):
         return
     user, area, first, end = chosen
+    world.touches = True
     for page in range(first, min(end, first + 64)):
         byte = bytes([area.content[page - area.start]])
         tolerate(functools.partial(user.process.write, page * PAGE_SIZE + 3 * PAGE_SIZE // 4, byte))
@@ -138,8 +139,9 @@ def read(world: World, which: int, at: int, length: int) -> None:
 def populate(world: World, which: int, at: int, length: int) -> None:
     """Fault pages in without touching them."""
     if chosen := some_pages(world, which, at, length):
-        user, _, first, end = chosen
-        world.untouched = True
+        user, area, first, end = chosen
+        # A page of a file that is mapped privately is copied.
+        world.untouched, world.touches = area.under is None, True
         tolerate(lambda: user.process.madvise(*span(first, end), MADV_POPULATE_WRITE))
 
 

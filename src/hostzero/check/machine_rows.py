@@ -75,6 +75,7 @@ def rows_of(before: Moment, after: Moment, delta: dict[str, int], host: Host, st
     rows["hugetlb-return"] += int(np.count_nonzero((was == POOL) & (is_ == OWNED) & huge_now))
     pinned = name == "use_file" and arguments[1:2] == [str(PIN)]
     rows["hugetlb-reserve"] += int(np.count_nonzero((was != OWNED) & (is_ == OWNED) & huge_now)) * pinned
+    rows["hugetlb-target"] += int(name == "take_huge_target" and delta["pgfree"] > 0)
     rows["hugetlb-free"] += int(np.count_nonzero(huge_then & (was == OWNED) & (unowned_now | (is_ == POOL))))
     moved = delta["pgmigrate_success"]
     if moved:

@@ -15,7 +15,7 @@ from hostzero.check.laws import Laws, Moment, counters_of, history_of
 from hostzero.check.machine_rows import rows_of
 from hostzero.check.users import Contents
 from hostzero.check.violation import Violated
-from hostzero.check.world_setup import REST
+from hostzero.check.world_setup import FILES, REST
 from hostzero.units import PAGE_SIZE
 
 if TYPE_CHECKING:
@@ -107,14 +107,15 @@ class Oracle:
                 isolates=isolates,
                 isolated=world.isolated,
                 unasked=world.unasked,
+                touches=world.touches or world.untouched,
             )
             laws.check(self.mem)
             if world.untouched:
-                laws.untouched_pages_stay_absent(self.mem)
+                laws.untouched_pages_stay_absent(self.mem, single=world.setup["backing"] in FILES)
             world.rows.update(rows_of(self.before, now, laws.delta, self.host, world.step))
         self.host.reports.clear()
         self.host.granted = 0
-        world.isolates = world.untouched = world.unasked = False
+        world.isolates = world.untouched = world.touches = world.unasked = False
         world.isolated = (0, 0)
         self.gigantic = int(self.mem.hstate[1].nr_huge_pages)
         self.before = now

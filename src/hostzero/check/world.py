@@ -23,6 +23,7 @@ from hostzero.driver import State, VirtioBalloon
 from hostzero.errors import DriverError, HostzeroError, MmError, OutOfMemory
 from hostzero.mm.cma import cma_release_frozen
 from hostzero.mm.contig import free_contig_frozen_range
+from hostzero.mm.mmap import MADV_DONTNEED
 from hostzero.mm.page_flags import PG_dirty, PG_hwpoison, PG_private, PG_referenced, PG_uptodate
 from hostzero.mm.page_free import __free_contig_range as free_contig_range
 from hostzero.units import PAGE_SIZE, Pfn
@@ -49,6 +50,8 @@ class World:
         isolates: the operation takes blocks off the lists, and it is not known which.
         isolated: it does so with the pages from one to before the other.
         unasked: the operation asks for no memory that is zero.
+        untouched: the operation gives processes pages of their own without writing or copying anything.
+        touches: the operation writes at most one byte of a page, and not into its first word.
     """
 
     def __init__(self, setup: dict[str, Any], *, thorough: bool = True) -> None:
@@ -76,7 +79,7 @@ class World:
         self.step = "boot"
         self.isolates = False
         self.isolated = (0, 0)
-        self.untouched = False
+        self.untouched = self.touches = False
         self.cgroup = self.mm.memcg.create(None)
         self.users = [User(self.mm.spawn(), 0), User(self.mm.spawn(node=self.nr_nodes - 1), 1)]
         self.users[1].process.memcg = self.cgroup
@@ -100,7 +103,8 @@ class World:
             call: what is done; it can be done again after it has failed.
             user: the process that does it, which keeps what it has.
         """
-        for give in (self.give_to_tables, self.give_blocks_back, partial(self.end_other, user)):
+        others = (self.give_to_tables, self.give_blocks_back, partial(self.end_other, user))
+        for give in (*others, partial(self.drop_pages, user)):
             try:
                 return call()
             except OutOfMemory:
@@ -125,6 +129,17 @@ class World:
             if other is not user and other.areas:
                 self.leave(other)
                 self.enter(other)
+
+    def drop_pages(self, user: User | None) -> None:
+        """Have a process that has all memory drop a few pages of its own, where they are small ones."""
+        if user is None:
+            return
+        for area in user.areas:
+            for page in (area.start, area.end - 1) if area.unit == 1 else ():
+                with suppress(OutOfMemory):
+                    user.process.madvise(page * PAGE_SIZE, PAGE_SIZE, MADV_DONTNEED)
+                    user.lost.discard(page)
+                    area.dropped(page, page + 1)
 
     def unmap(self, user: User, area: Area, first: int, end: int) -> None:
         """Unmap pages of an area and cut the area."""

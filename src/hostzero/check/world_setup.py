@@ -24,6 +24,8 @@ Rest = tuple[NDArray[np.uint8], ...]
 MIB: Final = 1 << 20
 DIRT: Final = 0x5A
 PART: Final = "part of a file"
+FILES: Final = ("memfd", PART)
+"""What the host backs page by page; of other memory it may make huge pages."""
 HEAD: Final = (1 << 20) + 3 * PAGE_SIZE
 """Where guest memory begins in a file that has more in it."""
 TAIL: Final = 5 * PAGE_SIZE
