@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 
 import pytest
 
@@ -41,6 +42,24 @@ def test_a_full_channel_drops_and_goes_on_with_whole_messages() -> None:
     assert channel.config_change()
     assert far.recv(100) == header(2, 0)
     channel.close()
+    far.close()
+
+
+def test_a_front_end_that_makes_the_channel_blocking_again_stops_nothing() -> None:
+    near, far = socket.socketpair()
+    kept = near.dup()
+    metrics = ServiceMetrics()
+    channel = BackendChannel(Fd(near.detach()), metrics)
+    while channel.config_change():
+        pass
+    kept.setblocking(True)
+    telling = threading.Thread(target=channel.config_change, daemon=True)
+    telling.start()
+    telling.join(10.0)
+    assert not telling.is_alive()
+    assert metrics.config_changes_dropped == 2
+    channel.close()
+    kept.close()
     far.close()
 
 

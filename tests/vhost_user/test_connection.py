@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -162,6 +163,15 @@ def test_a_peer_that_does_not_read_is_given_up(ends: Ends) -> None:
 
     with pytest.raises(ConnectionLost, match="does not read"):
         ask_without_end()
+
+
+def test_a_socket_that_somebody_makes_blocking_again_does_not_wait(ends: Ends) -> None:
+    os.set_blocking(ends.near.sock.fileno(), True)
+    heard: list[Message | None] = []
+    receiving = threading.Thread(target=lambda: heard.append(ends.near.receive()), daemon=True)
+    receiving.start()
+    receiving.join(10.0)
+    assert heard == [None]
 
 
 def test_a_peer_that_is_gone_is_named_when_sending(ends: Ends) -> None:

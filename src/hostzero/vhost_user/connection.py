@@ -183,13 +183,14 @@ class Connection:
                 without reading what it is answered.
         """
         data = Header(request, flags | VERSION, len(payload)).pack() + payload
+        how = self._wait | socket.MSG_NOSIGNAL
         try:
             sent = 0
             if fds:
                 rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
-                sent = self.sock.sendmsg([data], rights, socket.MSG_NOSIGNAL)
+                sent = self.sock.sendmsg([data], rights, how)
             while sent < len(data):
-                sent += self.sock.send(data[sent:], socket.MSG_NOSIGNAL)
+                sent += self.sock.send(data[sent:], how)
         except TimeoutError:
             raise
         except BlockingIOError as error:
@@ -216,12 +217,18 @@ class Connection:
     ) -> None:
         self.close()
 
+    # O_NONBLOCK belongs to the open file, and whoever gave it to us may make it blocking again: each
+    # call says by itself that it must not wait in the kernel. Python's own timeouts are not affected.
+    @property
+    def _wait(self) -> int:
+        return 0 if self.sock.gettimeout() is None else socket.MSG_DONTWAIT
+
     # Whether `buffer` has `size` bytes now.
     def _fill(self, buffer: bytearray, size: int) -> bool:
         while len(buffer) < size:
             try:
                 data, ancillary, _flags, _address = self.sock.recvmsg(
-                    size - len(buffer), _ANCILLARY, socket.MSG_CMSG_CLOEXEC
+                    size - len(buffer), _ANCILLARY, socket.MSG_CMSG_CLOEXEC | self._wait
                 )
             except TimeoutError:
                 raise
