@@ -9,6 +9,9 @@ import struct
 import pytest
 
 from hostzero.units import PAGE_SIZE, PMD_SIZE, Gpa
+from hostzero.vhost_user.connection import Fd
+from hostzero.vhost_user.memory_table import MappedTable
+from hostzero.vhost_user.payloads import MemTable
 from hostzero.vhost_user.rings import IDLE_KICKS_MAX, REQUESTS_PER_TURN
 from hostzero.virtio.features import QueueRole
 from tests.vhost_user.backend import Pair
@@ -67,6 +70,64 @@ def test_a_turn_that_is_due_is_forgotten_when_the_ring_stops(running: Pair) -> N
     running.pump()
     assert running.rings[QueueRole.REPORTING].used_idx == REQUESTS_PER_TURN
     assert running.session.rings.vrings[index].base == REQUESTS_PER_TURN
+
+
+@pytest.mark.parametrize("request_of", ["kick", "enable", "table"])
+def test_requests_about_a_ring_add_no_turn_to_the_one_that_is_due(running: Pair, request_of: str) -> None:
+    """Each started a chain of turns of its own before, and all of them were served in one turn."""
+    ring, index = running.rings[QueueRole.REPORTING], running.indices[QueueRole.REPORTING]
+    rings, loop = running.session.rings, running.backend.loop
+    fill_ring(running, QueueRole.REPORTING, RING_SIZE)
+    running.kick(QueueRole.REPORTING)
+    loop.turn()
+    for _ in range(4):
+        if request_of == "kick":
+            rings.use_kick(rings.vrings[index], Fd(os.dup(running.kicks[index])))
+        elif request_of == "enable":
+            rings.enable(index, False)
+            rings.enable(index, True)
+        else:
+            table = MappedTable(MemTable.parse(running.memory.table()), [running.memory.fd] * 2)
+            rings.remap(table)
+    steps = [ring.used_idx]
+    while loop.turn():
+        steps.append(ring.used_idx)
+    assert steps[:4] == [8, 16, 24, 32]
+    assert steps[-1] == RING_SIZE
+    assert len(steps) <= RING_SIZE // REQUESTS_PER_TURN + 1
+
+
+def test_a_ring_that_starts_is_served_in_a_turn_of_its_own(running: Pair) -> None:
+    """So a front end that starts it again and again makes nobody wait for longer."""
+    ring, index = running.rings[QueueRole.REPORTING], running.indices[QueueRole.REPORTING]
+    rings = running.session.rings
+    rings.enable(index, False)
+    fill_ring(running, QueueRole.REPORTING, RING_SIZE)
+    for _ in range(4):
+        rings.enable(index, True)
+        rings.enable(index, False)
+    rings.enable(index, True)
+    assert ring.used_idx == 0
+    running.backend.loop.turn()
+    assert ring.used_idx == REQUESTS_PER_TURN
+
+
+def test_a_ring_that_is_started_while_a_turn_is_due_is_served(running: Pair) -> None:
+    """The turn that was due is the one in which what came meanwhile is found; no kick says so."""
+    ring, index = running.rings[QueueRole.REPORTING], running.indices[QueueRole.REPORTING]
+    fill_ring(running, QueueRole.REPORTING, REQUESTS_PER_TURN + 1)
+    running.kick(QueueRole.REPORTING)
+    running.backend.loop.turn()
+    running.session.rings.enable(index, False)
+    running.session.rings.enable(index, True)
+    running.pump()
+    assert ring.used_idx == REQUESTS_PER_TURN + 1
+    # And after that turn the next start has one again.
+    running.session.rings.enable(index, False)
+    ring.offer(0)
+    running.session.rings.enable(index, True)
+    running.pump()
+    assert ring.used_idx == REQUESTS_PER_TURN + 2
 
 
 def test_any_number_of_kicks_is_one_event(running: Pair) -> None:

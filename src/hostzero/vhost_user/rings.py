@@ -2,9 +2,10 @@
 """The rings of one session: started, served a few requests at a time, and stopped.
 
 What a hostile guest can make this cost is bounded. A ring is served `REQUESTS_PER_TURN` requests
-at a time, and the loop looks after everybody else in between. Notifications are counted by the
-kernel, so any number of them is one event. A driver that notifies for nothing `IDLE_KICKS_MAX`
-times in a row is not listened to for some milliseconds, and then again at its next one.
+at a time, and the loop looks after everybody else in between; whatever asks for a turn, one waits in
+the loop at most. Notifications are counted by the kernel, so any number of them is one event. A
+driver that notifies for nothing `IDLE_KICKS_MAX` times in a row is not listened to for some
+milliseconds, and then again at its next one.
 """
 
 from __future__ import annotations
@@ -186,7 +187,7 @@ class Rings:
         vring.resting = False
         if vring.running:
             self._listen(vring)
-            self._serve(vring)
+            self._serve_soon(vring)
             return
         try:
             self._start_if_due(vring)
@@ -264,12 +265,12 @@ class Rings:
         self._announcer.open()
         _log.info("queue %d (%s) runs from index %d on", vring.index, role.value, vring.base)
         self._listen(vring)
-        self._serve(vring)
+        self._serve_soon(vring)
 
     def _quiet(self, vring: Vring) -> None:
         if vring.kick is not None:
             self._loop.unwatch(vring.kick.fileno())
-        vring.running = vring.scheduled = vring.resting = False
+        vring.running = vring.resting = False
 
     def _all_stopped(self) -> None:
         self._announcer.shut()
@@ -301,11 +302,20 @@ class Rings:
             vring.resting = False
             self._listen(vring)
 
+    # However often a front end starts a ring or sends a kick, one turn of it waits in the loop. A turn
+    # outlives a stop: it finds the ring stopped, or running again and not yet looked at.
+    def _serve_soon(self, vring: Vring) -> None:
+        if not vring.scheduled:
+            vring.scheduled = True
+            self._loop.soon(lambda: self._again(vring))
+
+    def _again(self, vring: Vring) -> None:
+        vring.scheduled = False
+        if vring.running:
+            self._serve(vring)
+
     # Whether there was anything to do.
     def _serve(self, vring: Vring) -> bool:
-        vring.scheduled = False
-        if not vring.running:
-            return False
         role = vring.role
         assert role is not None, "a ring that runs has a role"
         metrics = self._device.metrics.queues[role]
@@ -316,13 +326,8 @@ class Rings:
             _log.warning("queue %d (%s) is broken until it is stopped: %s", vring.index, role.value, why)
             vring.report_broken()
         if more:
-            vring.scheduled = True
-            self._loop.soon(lambda: self._again(vring))
+            self._serve_soon(vring)
         return metrics.requests != before
-
-    def _again(self, vring: Vring) -> None:
-        if vring.scheduled:
-            self._serve(vring)
 
     def _interrupt(self, vring: Vring) -> None:
         self._metrics.calls += vring.interrupt()

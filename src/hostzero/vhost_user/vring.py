@@ -45,7 +45,7 @@ class Vring:
         kick: what the driver's notifications arrive on.
         call: what the device's notifications go out on.
         err: what a broken ring is told on.
-        scheduled: whether a further turn of serving it is due.
+        scheduled: whether a turn of serving it waits in the loop; there is never a second one.
         idle_kicks: notifications in a row that found nothing to do.
         resting: whether its notifications are not listened to for a moment.
         signalled: whether the present `call` was used.
