@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def backend() -> Iterator[ScriptedBackend]:
 
 @pytest.fixture
 def transport(backend: ScriptedBackend, memory: GuestMemory) -> Iterator[VhostUserTransport]:
-    session = FrontEndSession(backend.sock, SECONDS)
+    session = FrontEndSession(backend.sock, SECONDS, time.monotonic)
     session.greet()
     with VhostUserTransport(session, memory) as transport:
         yield transport
@@ -198,7 +199,7 @@ def test_a_backend_that_goes_away(transport: VhostUserTransport, backend: Script
 
 
 def test_memory_without_a_file_is_refused(backend: ScriptedBackend) -> None:
-    session = FrontEndSession(backend.sock, SECONDS)
+    session = FrontEndSession(backend.sock, SECONDS, time.monotonic)
     session.greet()
     with open_ram(LOW, "anonymous") as ram, pytest.raises(VhostUserError, match="without a file"):
         VhostUserTransport(session, GuestMemory.whole(ram))
@@ -209,7 +210,7 @@ def test_descriptors_are_closed(backend: ScriptedBackend, memory: GuestMemory) -
     def count() -> int:
         return len(list(Path("/proc/self/fd").iterdir()))
 
-    session = FrontEndSession(backend.sock, SECONDS)
+    session = FrontEndSession(backend.sock, SECONDS, time.monotonic)
     session.greet()
     with VhostUserTransport(session, memory) as transport:
         before = count() - len(backend.fds)
@@ -225,4 +226,4 @@ def test_descriptors_are_closed(backend: ScriptedBackend, memory: GuestMemory) -
 
 def test_nobody_listens(tmp_path: Path, memory: GuestMemory) -> None:
     with pytest.raises(FileNotFoundError):
-        VhostUserTransport.connect(str(tmp_path / "nobody.sock"), memory, SECONDS)
+        VhostUserTransport.connect(str(tmp_path / "nobody.sock"), memory, SECONDS, time.monotonic)

@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import socket
 import struct
+import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -25,7 +27,7 @@ def backend() -> Iterator[ScriptedBackend]:
 
 @pytest.fixture
 def session(backend: ScriptedBackend) -> Iterator[FrontEndSession]:
-    session = FrontEndSession(backend.sock, SECONDS)
+    session = FrontEndSession(backend.sock, SECONDS, time.monotonic)
     session.greet()
     yield session
     session.close()
@@ -43,7 +45,7 @@ def test_greeting_goes_up_to_set_owner(backend: ScriptedBackend, session: FrontE
 
 def test_only_what_both_have_is_used() -> None:
     with ScriptedBackend(protocol=1 << 9 | 1 << 50) as backend:
-        session = FrontEndSession(backend.sock, SECONDS)
+        session = FrontEndSession(backend.sock, SECONDS, time.monotonic)
         session.greet()
         assert session.protocol is ProtocolFeature.CONFIG
         assert session.queues == 2
@@ -60,7 +62,7 @@ def test_only_what_both_have_is_used() -> None:
 )
 def test_a_backend_without_a_configuration_space_is_refused(features: int, protocol: int, why: str) -> None:
     with ScriptedBackend(features, protocol) as backend:
-        session = FrontEndSession(backend.sock, SECONDS)
+        session = FrontEndSession(backend.sock, SECONDS, time.monotonic)
         with pytest.raises(VhostUserError, match=why):
             session.greet()
         session.close()
@@ -136,10 +138,74 @@ def test_a_reply_to_nothing_ends_the_session(session: FrontEndSession, backend: 
 def test_silence_ends_in_a_timeout() -> None:
     ours, theirs = socket.socketpair()
     with theirs:
-        session = FrontEndSession(ours, 0.05)
+        session = FrontEndSession(ours, 0.05, time.monotonic)
         with pytest.raises(TimeoutError, match="does not answer GET_FEATURES"):
             session.greet()
         session.close()
+
+
+def test_notifications_do_not_put_off_the_end_of_a_wait(backend: ScriptedBackend) -> None:
+    now = 0.0
+    session = FrontEndSession(backend.sock, SECONDS, lambda: now)
+    session.greet()
+    said = 0
+
+    def say_more() -> None:
+        nonlocal now, said
+        now += SECONDS / 2
+        said += 1
+        # After ten times the time that a reply may take there is one after all.
+        backend.say(2) if said < 20 else backend.reply(1, bytes(8))
+
+    session.config_changes = say_more
+    backend.answers[1] = lambda _: backend.say(2)
+    with pytest.raises(TimeoutError, match="does not answer GET_FEATURES"):
+        session.number(Request.GET_FEATURES)
+    assert said == 2
+    session.close()
+
+
+@pytest.mark.parametrize("channel", [False, True])
+def test_a_message_in_pieces_does_not_put_off_the_end_of_a_wait(
+    backend: ScriptedBackend, channel: bool
+) -> None:
+    """Neither a reply of which a part has come, nor a notification."""
+    times = iter([0.0, 0.0])
+    session = FrontEndSession(backend.sock, SECONDS, lambda: next(times, SECONDS))
+    session.protocol = ProtocolFeature.BACKEND_REQ
+    session._open_channel()
+    part = struct.pack("=III", 1, 5, 8) + b"half"
+
+    def answer(_: Heard) -> None:
+        assert backend.channel is not None
+        (backend.channel if channel else backend._own).sendall(part[:11])
+
+    backend.answers[1] = answer
+    failed: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            session.number(Request.GET_FEATURES)
+        except TimeoutError as error:
+            failed.append(error)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(SECONDS / 2)
+    assert [str(error) for error in failed] == ["the backend does not answer GET_FEATURES (1)"]
+    session.close()
+
+
+def test_a_reply_in_pieces_is_put_together(session: FrontEndSession, backend: ScriptedBackend) -> None:
+    whole = struct.pack("=IIIQ", 1, 5, 8, 42)
+    session.config_changes = lambda: backend._own.sendall(whole[5:])
+
+    def answer(_: Heard) -> None:
+        backend._own.sendall(whole[:5])
+        backend.say(2)
+
+    backend.answers[1] = answer
+    assert session.number(Request.GET_FEATURES) == 42
 
 
 def test_a_session_greets_once(session: FrontEndSession) -> None:

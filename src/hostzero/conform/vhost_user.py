@@ -206,7 +206,7 @@ def _connect(path: Path, memory: GuestMemory) -> VhostUserTransport:
     deadline = time.monotonic() + REPLY_SECONDS
     while True:
         try:
-            return _Transport.connect(str(path), memory, REPLY_SECONDS)
+            return _Transport.connect(str(path), memory, REPLY_SECONDS, time.monotonic)
         except ConnectionLost as error:
             if time.monotonic() >= deadline:
                 raise UsageError(

@@ -87,8 +87,8 @@ class VhostUserTransport:
         self._running = False
 
     @classmethod
-    def connect(cls, path: str, memory: GuestMemory, timeout: float) -> Self:
-        """Connect to the backend that listens at `path`; each reply may take `timeout` seconds.
+    def connect(cls, path: str, memory: GuestMemory, timeout: float, clock: Callable[[], float]) -> Self:
+        """Connect to the backend that listens at `path`; each reply may take `timeout` seconds of `clock`.
 
         Raises:
             OSError: nobody listens there.
@@ -101,7 +101,7 @@ class VhostUserTransport:
         except OSError:
             sock.close()
             raise
-        session = FrontEndSession(sock, timeout)
+        session = FrontEndSession(sock, timeout, clock)
         try:
             session.greet()
             return cls(session, memory)

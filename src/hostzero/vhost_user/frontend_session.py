@@ -6,7 +6,8 @@
     CONNECTED --greet--> READY --close, or the backend went--> CLOSED
 
 While a reply is waited for, the backend channel is served: a backend may want an answer there
-before it goes on (QEMU and a backend have stalled each other that way).
+before it goes on (QEMU and a backend have stalled each other that way). Neither that nor a reply that
+comes in pieces gives the backend more time: a reply has one deadline.
 """
 
 from __future__ import annotations
@@ -61,8 +62,8 @@ class FrontEndSession:
         config_changes: called for each CONFIG_CHANGE_MSG.
     """
 
-    def __init__(self, sock: socket.socket, timeout: float) -> None:
-        """Take over a connected socket; each reply may take `timeout` seconds."""
+    def __init__(self, sock: socket.socket, timeout: float, clock: Callable[[], float]) -> None:
+        """Take over a connected socket; each reply may take `timeout` seconds of `clock`."""
         sock.settimeout(timeout)
         self.state = FrontEndState.CONNECTED
         self.features = 0
@@ -70,6 +71,7 @@ class FrontEndSession:
         self.queues = 2
         self.config_changes: Callable[[], None] = lambda: None
         self._timeout = timeout
+        self._clock = clock
         self._exit = ExitStack()
         self._main = self._exit.enter_context(Connection(sock))
         self._channel: Connection | None = None
@@ -142,10 +144,10 @@ class FrontEndSession:
         ready = set(readable)
         if self._channel is not None and self._channel.sock.fileno() in ready:
             self._serve_channel(self._channel)
-        if self._main.sock.fileno() in ready:
-            # Only an end can come here: replies are read by whoever asked.
-            with self._receive(self._main):
-                raise ConnectionLost("the backend sent a reply to no request")
+        # Only an end can come here: replies are read by whoever asked.
+        if self._main.sock.fileno() in ready and (message := self._arrived()) is not None:
+            message.close()
+            raise ConnectionLost("the backend sent a reply to no request")
 
     def close(self) -> None:
         """Close every socket; a second call does nothing."""
@@ -154,39 +156,52 @@ class FrontEndSession:
 
     def _open_channel(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        ours.settimeout(self._timeout)
+        # Nobody waits here: not for the rest of a message, nor for a backend that reads no answers.
+        ours.setblocking(False)
         self._channel = self._exit.enter_context(Connection(ours))
         with theirs:
             self.tell(Request.SET_BACKEND_REQ_FD, fds=[theirs.fileno()])
 
     def _reply_to(self, request: Request, kind: type[Payload]) -> Payload:
-        while True:
-            waiting = self.filenos()
-            readable, _, _ = select.select(waiting, [], [], self._timeout)
-            if not readable:
-                raise TimeoutError(f"the backend does not answer {name_of(request)}")
-            if self._main.sock.fileno() in readable:
-                break
-            self.serve(readable)
-        with self._receive(self._main, reply=True) as message:
+        with self._reply(request) as message:
             if message.header.request != request:
                 raise ConnectionLost(
                     f"the reply to {name_of(request)} is one to {name_of(message.header.request)}"
                 )
             return kind.parse(message.payload)
 
+    def _reply(self, request: Request) -> Message:
+        deadline = self._clock() + self._timeout
+        while True:
+            left = deadline - self._clock()
+            readable, _, _ = select.select(self.filenos(), [], [], max(left, 0.0))
+            if self._main.sock.fileno() in readable:
+                if (message := self._arrived(reply=True)) is not None:
+                    return message
+            elif left > 0:
+                self.serve(readable)
+            if left <= 0:
+                raise TimeoutError(f"the backend does not answer {name_of(request)}")
+
     def _serve_channel(self, channel: Connection) -> None:
-        with self._receive(channel) as message:
+        message = channel.receive()
+        if message is None:
+            return
+        with message:
             known = message.header.request == BackendRequest.CONFIG_CHANGE_MSG
             if message.header.need_reply:
                 channel.reply(message.header.request, U64(0 if known else 1).pack())
         if known:
             self.config_changes()
 
-    def _receive(self, connection: Connection, *, reply: bool = False) -> Message:
-        message = connection.receive(reply=reply)
-        assert message is not None, "the socket is a blocking one"
-        return message
+    # What has come on the main socket, or None if it is no whole message. Only what is sent may wait.
+    def _arrived(self, *, reply: bool = False) -> Message | None:
+        sock = self._main.sock
+        sock.setblocking(False)
+        try:
+            return self._main.receive(reply=reply)
+        finally:
+            sock.settimeout(self._timeout)
 
     def _need(self, state: FrontEndState) -> None:
         if self.state is not state:
