@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from hostzero.errors import ConnectionLost, MessageError
-from hostzero.vhost_user.connection import CLOSED, Connection, Fd, Message, Peer, is_eventfd
+from hostzero.vhost_user.connection import CLOSED, Connection, Fd, Message, Peer
 from hostzero.vhost_user.messages import FDS_MAX, FLAG_NEED_REPLY, Header
 from tests.vhost_user.backend import null_fd, open_fds
 from tests.vhost_user.front_end import header
@@ -232,13 +232,3 @@ def test_who_is_at_the_other_end() -> None:
     near, far = socket.socketpair()
     with near, far:
         assert Peer.of(near) == (os.getpid(), os.getuid(), os.getgid())
-
-
-def test_eventfds_are_told_from_others() -> None:
-    event, other = os.eventfd(0), null_fd()
-    assert is_eventfd(event)
-    assert not is_eventfd(other)
-    os.close(event)
-    os.close(other)
-    # Where /proc cannot say, the descriptor is taken for what it has to be.
-    assert is_eventfd(-1)

@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import os
+import select
 import struct
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -135,6 +137,26 @@ def test_a_flood_of_notifications_has_an_end(transport: VhostUserTransport, back
     os.eventfd_write(backend.fds[3], 1 << 40)
     transport.wait(SECONDS)
     assert len(interrupts[0]) == NOTIFICATIONS_MAX
+
+
+@pytest.mark.parametrize("blocked", ["kick", "call"])
+def test_a_backend_that_makes_the_descriptors_blocking_stops_nothing(
+    transport: VhostUserTransport, backend: ScriptedBackend, monkeypatch: pytest.MonkeyPatch, blocked: str
+) -> None:
+    start(transport)
+    _, call, kick, *_ = backend.fds[2:]
+    os.eventfd_write(kick, (1 << 64) - 2)
+    for fd in (call, kick):
+        os.set_blocking(fd, True)
+    # As if the backend had taken its own notification back once this end had seen it.
+    monkeypatch.setattr(select, "select", lambda *_: ([transport._queues[0].call], [], []))
+    done = threading.Thread(
+        target=transport.notify if blocked == "kick" else transport.wait, args=[0], daemon=True
+    )
+    done.start()
+    done.join(10.0)
+    assert not done.is_alive()
+    monkeypatch.undo()
 
 
 def test_a_broken_ring_reads_as_needs_reset_until_the_reset(

@@ -9,12 +9,10 @@ Either end uses it, over a blocking or a non-blocking socket. A received descrip
 from __future__ import annotations
 
 import array
-import contextlib
 import os
 import socket
 import struct
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Final, NamedTuple, Self
 
@@ -281,10 +279,3 @@ def _received(ancillary: Sequence[tuple[int, int, bytes]]) -> list[Fd]:
             numbers.frombytes(data[: len(data) - len(data) % _INT])
             fds += [Fd(number) for number in numbers]
     return fds
-
-
-def is_eventfd(fd: int) -> bool:
-    """Whether a descriptor is an eventfd; True where /proc cannot say."""
-    with contextlib.suppress(OSError):
-        return str(Path(f"/proc/self/fd/{fd}").readlink()).startswith("anon_inode:[eventfd")
-    return True

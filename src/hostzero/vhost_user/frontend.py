@@ -32,6 +32,7 @@ from typing import Final, Self
 from hostzero.errors import DeviceError, VhostUserError
 from hostzero.ram import GuestMemory
 from hostzero.units import Gpa
+from hostzero.vhost_user.eventfds import notify, take
 from hostzero.vhost_user.frontend_session import FrontEndSession
 from hostzero.vhost_user.payloads import U64, Config, MemTable, Region, VringAddr, VringFd, VringState
 from hostzero.vhost_user.protocol import F_PROTOCOL_FEATURES, ProtocolFeature, Request
@@ -177,13 +178,12 @@ class VhostUserTransport:
         """
         if index in self._queues or not self.queue_size_max(index):
             raise DeviceError(f"queue {index} is set up already, or the backend has no such queue")
-        # Non-blocking, so that a peer which reads them too cannot make this end wait.
         kick, call, err = (os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(3))
         self._queues[index] = _Queue(index, layout, interrupt, kick, call, err)
 
     def notify(self, index: int) -> None:
         """Write to the kick eventfd."""
-        os.eventfd_write(self._queues[index].kick, 1)
+        notify(self._queues[index].kick)
 
     def on_config_change(self, callback: Callable[[], None]) -> None:
         """Have `callback` called for each CONFIG_CHANGE_MSG."""
@@ -204,9 +204,9 @@ class VhostUserTransport:
         for fd in readable:
             if fd in calls:
                 # Each write of the backend is one notification; several may stand in the counter.
-                for _ in range(_taken(fd)):
+                for _ in range(min(take(fd), NOTIFICATIONS_MAX)):
                     calls[fd].interrupt()
-            elif fd in errors and _taken(fd):
+            elif fd in errors and take(fd):
                 self._broken = True
         self.session.serve(readable)
         return bool(readable)
@@ -274,10 +274,3 @@ class VhostUserTransport:
     # A ring starts where both indices stand: 0 for every driver, unless it is resumed.
     def _used_index(self, layout: RingLayout) -> int:
         return int.from_bytes(self.memory.read(Gpa(layout.used + 2), 2), "little")
-
-
-def _taken(eventfd: int) -> int:
-    try:
-        return min(os.eventfd_read(eventfd), NOTIFICATIONS_MAX)
-    except BlockingIOError:
-        return 0

@@ -14,13 +14,12 @@ stopped ring is never served, and one that runs again goes on at `base`.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import select
 from dataclasses import dataclass
 
 from hostzero.errors import MessageError, RingError
-from hostzero.vhost_user.connection import Fd, is_eventfd
+from hostzero.vhost_user.connection import Fd
+from hostzero.vhost_user.eventfds import is_eventfd, notify, take
 from hostzero.vhost_user.memory_table import MappedTable
 from hostzero.vhost_user.payloads import VringAddr
 from hostzero.vhost_user.protocol import ErrorKind
@@ -87,18 +86,20 @@ class Vring:
     def interrupt(self) -> bool:
         """Notify the driver; return whether there is a descriptor for it."""
         self.signalled = True
-        return _signal(self.call)
+        if self.call is None:
+            return False
+        notify(self.call.fileno())
+        return True
 
     def report_broken(self) -> None:
         """Tell the front end that the ring was given up."""
-        _signal(self.err)
+        if self.err is not None:
+            notify(self.err.fileno())
 
     def take_kick(self) -> None:
         """Take note of notifications, all that have come."""
         if self.kick is not None:
-            with contextlib.suppress(BlockingIOError):
-                if _ready(self.kick, select.POLLIN):
-                    os.eventfd_read(self.kick.fileno())
+            take(self.kick.fileno())
 
     def drop_kick(self) -> None:
         """Close the kick; it is watched by nobody."""
@@ -127,21 +128,3 @@ def eventfd(fds: list[Fd]) -> Fd:
         raise MessageError(ErrorKind.DESCRIPTORS, "the descriptor is no eventfd")
     os.set_blocking(fds[0].fileno(), False)
     return fds.pop(0)
-
-
-def _signal(fd: Fd | None) -> bool:
-    if fd is None:
-        return False
-    # A counter that is full holds 2^64 - 2 notifications already.
-    with contextlib.suppress(BlockingIOError):
-        if _ready(fd, select.POLLOUT):
-            os.eventfd_write(fd.fileno(), 1)
-    return True
-
-
-# O_NONBLOCK belongs to the open file, which the peer shares and may make blocking again. It would
-# have to fill or drain the counter between this and the call, besides, to stop us.
-def _ready(fd: Fd, event: int) -> bool:
-    poll = select.poll()
-    poll.register(fd.fileno(), event)
-    return bool(poll.poll(0))
