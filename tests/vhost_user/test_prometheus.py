@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import socket
@@ -205,11 +206,58 @@ def test_a_device_that_does_not_answer_is_unavailable() -> None:
 def test_a_scraper_that_says_nothing_does_not_keep_the_next_waiting_for_ever(
     endpoint: MetricsEndpoint, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(prometheus._Handler, "timeout", 0.05)
+    monkeypatch.setattr(prometheus._Handler, "timeout", 1.0)
     port = int(endpoint.url.rsplit(":", 1)[1].split("/")[0])
     with socket.create_connection(("127.0.0.1", port)), urllib.request.urlopen(endpoint.url) as answer:
         assert answer.status == 200
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("begun", [b"", b"GET /metrics HTTP/1.1\r\n"], ids=["line", "headers"])
+def test_a_scraper_that_never_comes_to_an_end_does_not_keep_the_next_waiting_for_ever(
+    endpoint: MetricsEndpoint, monkeypatch: pytest.MonkeyPatch, begun: bytes
+) -> None:
+    monkeypatch.setattr(prometheus._Handler, "timeout", 1.0)
+    port = int(endpoint.url.rsplit(":", 1)[1].split("/")[0])
+    enough = threading.Event()
+
+    def talk(slow: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            slow.sendall(begun)
+            while not enough.wait(0.02):
+                slow.sendall(b"a")
+
+    with socket.create_connection(("127.0.0.1", port)) as slow:
+        talking = threading.Thread(target=talk, args=[slow])
+        talking.start()
+        try:
+            with urllib.request.urlopen(endpoint.url, timeout=30) as answer:
+                assert answer.status == 200
+        finally:
+            enough.set()
+            talking.join()
+
+
+def test_the_time_of_a_request_is_over_before_the_device_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a device that does not answer is a 503, and not a connection that ends."""
+    made: list[threading.Timer] = []
+    running: list[bool] = []
+
+    class Recorded(threading.Timer):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            made.append(self)
+
+    def fetch() -> dict[str, Any]:
+        running.extend(not timer.finished.is_set() for timer in made)
+        raise ControlError("no answer in 10 s")
+
+    monkeypatch.setattr(threading, "Timer", Recorded)
+    with MetricsEndpoint(("127.0.0.1", 0), fetch) as endpoint:
+        with pytest.raises(urllib.error.HTTPError, match="503") as raised:
+            urllib.request.urlopen(endpoint.url)
+        raised.value.close()
+    assert running == [False]
 
 
 def test_a_scraper_that_says_nothing_does_not_keep_the_device_from_ending(

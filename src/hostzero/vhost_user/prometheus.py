@@ -270,8 +270,7 @@ class _Server(WSGIServer):
 
     def hang_up(self) -> None:
         if self.current is not None:
-            with contextlib.suppress(OSError):
-                self.current.shutdown(socket.SHUT_RDWR)
+            _hang_up(self.current)
 
     # The base class looks the address up in the DNS, to no use.
     def server_bind(self) -> None:
@@ -288,8 +287,32 @@ class _Server6(_Server):
     address_family = socket.AF_INET6
 
 
+def _hang_up(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
+
+
+# The socket's timeout starts anew with each byte that comes, so a request as a whole has one more. It
+# ends before the device is asked, which may take longer; a timeout of `sendall` is for all that it sends.
 class _Handler(WSGIRequestHandler):
     timeout = REQUEST_SECONDS
+
+    def setup(self) -> None:
+        super().setup()
+        self._late = threading.Timer(self.timeout, _hang_up, [self.connection])
+        self._late.daemon = True
+        self._late.start()
+
+    def parse_request(self) -> bool:
+        try:
+            return super().parse_request()
+        finally:
+            self._late.cancel()
+
+    def finish(self) -> None:
+        self._late.cancel()
+        self._late.join()
+        super().finish()
 
     # One line a scrape would fill the log.
     def log_message(self, format: str, *args: object) -> None:
