@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 
@@ -102,7 +104,7 @@ def test_a_received_descriptor_is_the_senders_file_and_closes_on_exec(ends: Ends
     os.close(fd)
 
 
-@pytest.mark.parametrize("count", [FDS_MAX + 1, FDS_MAX + 2, 100])
+@pytest.mark.parametrize("count", [FDS_MAX + 1, FDS_MAX + 2, 100, 253])
 def test_too_many_descriptors_cost_their_message_and_are_closed(ends: Ends, count: int) -> None:
     fd = null_fd()
     before = open_fds().keys()
@@ -113,6 +115,46 @@ def test_too_many_descriptors_cost_their_message_and_are_closed(ends: Ends, coun
     assert ends.receive().header.request == 8
     assert open_fds().keys() == before
     os.close(fd)
+
+
+@pytest.fixture
+def lingering() -> Iterator[int]:
+    """A TCP socket with unsent data, whose last close waits for an hour."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        sock = socket.create_connection(server.getsockname())
+        reader, _ = server.accept()
+    sock.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            sock.send(bytes(1 << 16))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 3600))
+    yield sock.detach()
+    # A reset, which ends a close that waits all the same.
+    reader.close()
+
+
+@pytest.mark.parametrize("others", [0, FDS_MAX, 252])
+def test_a_socket_that_lingers_is_closed_without_waiting(ends: Ends, lingering: int, others: int) -> None:
+    fd = null_fd()
+    ends.far.send(7, fds=[fd] * others + [lingering])
+    os.close(lingering)
+    os.close(fd)
+
+    def take() -> None:
+        with contextlib.suppress(MessageError), ends.receive():
+            pass
+
+    taking = threading.Thread(target=take, daemon=True)
+    taking.start()
+    taking.join(10.0)
+    assert not taking.is_alive()
+
+
+def test_a_connection_over_a_socket_that_lingers_is_closed_without_waiting(lingering: int) -> None:
+    closing = threading.Thread(target=Connection(socket.socket(fileno=lingering)).close, daemon=True)
+    closing.start()
+    closing.join(10.0)
+    assert not closing.is_alive()
 
 
 def test_descriptors_of_a_message_that_never_becomes_whole_are_closed(ends: Ends) -> None:

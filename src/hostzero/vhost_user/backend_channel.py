@@ -35,10 +35,10 @@ class BackendChannel:
             if not stat.S_ISSOCK(os.fstat(fd.fileno()).st_mode):
                 raise MessageError(ErrorKind.DESCRIPTORS, "the backend channel is no socket")
             sock = socket.socket(fileno=fd.fileno())
+            if sock.type != socket.SOCK_STREAM:
+                sock.detach()  # an `Fd` closes without waiting
+                raise MessageError(ErrorKind.DESCRIPTORS, "the backend channel is no stream socket")
             fd.detach()
-        if sock.type != socket.SOCK_STREAM:
-            sock.close()
-            raise MessageError(ErrorKind.DESCRIPTORS, "the backend channel is no stream socket")
         sock.setblocking(False)
         self._connection = Connection(sock)
         self._metrics = metrics

@@ -9,6 +9,7 @@ Either end uses it, over a blocking or a non-blocking socket. A received descrip
 from __future__ import annotations
 
 import array
+import contextlib
 import os
 import socket
 import struct
@@ -21,8 +22,10 @@ from hostzero.vhost_user.messages import FDS_MAX, FLAG_REPLY, HEADER, VERSION, H
 from hostzero.vhost_user.protocol import ErrorKind, name_of
 
 _INT: Final = array.array("i").itemsize
-# Room for one more than allowed, so that one too many shows here and not as a cut-off list.
-_ANCILLARY: Final = socket.CMSG_SPACE((FDS_MAX + 1) * _INT)
+# Room for as many as come at once (SCM_MAX_FD): what has no room the kernel would close inside the
+# call, and a close may wait (`_close`).
+_ANCILLARY: Final = socket.CMSG_SPACE(253 * _INT)
+_NO_LINGER: Final = struct.pack("ii", 0, 0)
 _UCRED: Final = struct.Struct("iII")
 
 
@@ -57,7 +60,7 @@ class Fd:
         """Close the descriptor; a second call does nothing."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            os.close(fd)
+            _close(fd)
 
     def __enter__(self) -> Self:
         return self
@@ -205,7 +208,8 @@ class Connection:
         for fd in self._fds:
             fd.close()
         self._fds = []
-        self.sock.close()
+        if self.sock.fileno() >= 0:
+            _close(self.sock.detach())
 
     def __enter__(self) -> Self:
         return self
@@ -270,7 +274,19 @@ class TooManyDescriptors(MessageError):
         self.header = header
 
 
-# What the kernel cut off (MSG_CTRUNC) it has closed itself.
+# The last close of a TCP socket with SO_LINGER waits until everything is read that was sent over it, or
+# for as long as whoever passed the socket on has said: it could be hours.
+def _close(fd: int) -> None:
+    with contextlib.suppress(OSError):  # it is no socket, as most are
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=fd)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+        finally:
+            sock.detach()
+    os.close(fd)
+
+
+# What the kernel cut off (MSG_CTRUNC) for want of free descriptors it has closed itself.
 def _received(ancillary: Sequence[tuple[int, int, bytes]]) -> list[Fd]:
     fds = []
     for level, kind, data in ancillary:
