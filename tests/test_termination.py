@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from hostzero.termination import terminable
+from hostzero.termination import Terminated, terminable
 
 
 def test_what_was_begun_is_ended() -> None:
@@ -24,8 +24,9 @@ def test_what_was_begun_is_ended() -> None:
             finally:
                 ended.append("it")
 
-    with pytest.raises(SystemExit) as caught:
+    with pytest.raises(Terminated) as caught:
         work()
+    assert caught.value.number == signal.SIGTERM
     assert caught.value.code == 128 + signal.SIGTERM
     assert ended == ["it"]
     assert signal.getsignal(signal.SIGTERM) is before

@@ -22,6 +22,7 @@ from hostzero.device import BalloonDevice, DeviceConfig
 from hostzero.device.config import IMPLEMENTED
 from hostzero.ram import GuestMemory
 from hostzero.virtio.features import Feature
+from tests.conform.backend import running as running_device
 from tests.conform.stand_in_qemu import script
 
 # A shell without job control starts background jobs with SIGINT ignored, and children inherit that.
@@ -29,6 +30,16 @@ PROGRAM = """
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from hostzero.cli.main import main
+main()
+"""
+
+
+# A device that ends where it should refuse a request.
+DIES = """
+import os
+from hostzero.cli.main import main
+from hostzero.device.queue_server import QueueServer
+QueueServer._refuse = lambda *given: os._exit(139)
 main()
 """
 
@@ -94,6 +105,25 @@ def test_the_report_as_files(tmp_path: Path) -> None:
     assert report["ok"] is True
     assert [case["id"] for case in report["cases"]] == ["inflate-one"]
     assert len(list(ET.parse(junit).getroot().iter("testcase"))) == 1
+
+
+def test_a_device_that_ends_in_a_case_leaves_a_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document, junit = tmp_path / "report.json", tmp_path / "report.xml"
+    names = ["deflate-one", "deflate-ragged-array", "stats-held"]
+    with running_device(tmp_path, may_end=True, program=("-c", DIES)) as device:
+        arguments = ["conform", str(device.socket), "--json", str(document), "--junit", str(junit)]
+        assert run([*arguments, *(word for name in names for word in ("--case", name))]) == 1
+    captured = capsys.readouterr()
+    assert "the device went away" in captured.out
+    assert "not run, the target is gone" in captured.out
+    assert captured.out.splitlines()[-1] == "3 cases: 1 pass, 1 fail, 1 not run"
+    report = json.loads(document.read_text())
+    assert [case["outcome"] for case in report["cases"]] == ["pass", "fail", "not run"]
+    assert report["ok"] is False
+    tests = {test.attrib["name"]: test for test in ET.parse(junit).getroot().iter("testcase")}
+    assert tests["stats-held"].find("error") is not None
 
 
 def test_the_document_alone_on_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
@@ -162,6 +192,31 @@ def test_a_signal_ends_the_run_and_qemu(tmp_path: Path, number: int, status: int
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_a_report_of_what_was_judged(
+    number: signal.Signals, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged = in_process.InProcessTarget.connect
+    ready = iter([True])
+
+    def connect(target: in_process.InProcessTarget) -> in_process.InProcessConnection:
+        if not next(ready, False):
+            signal.raise_signal(number)
+        return judged(target)
+
+    monkeypatch.setattr(in_process.InProcessTarget, "connect", connect)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    document = tmp_path / "report.json"
+    try:
+        assert run(["conform", "in-process", "--case", "bit6-", "--json", str(document)]) == status
+    finally:
+        signal.signal(signal.SIGINT, before)
+    report = json.loads(document.read_text())
+    assert report["counts"]["pass"] == 1
+    assert report["counts"]["not run"] == len(report["cases"]) - 1
+    assert {case["reason"] for case in report["cases"][1:]} == {f"{number.name} ended the run"}
 
 
 def running(name: str) -> list[int]:

@@ -28,6 +28,8 @@ FAILED = Result(
 MISSED = Result(case("negotiate-some", "negotiation"), Outcome.SHOULD, (SHOULD,))
 ABSENT = Result(case("stats-none", "statistics"), Outcome.NOT_APPLICABLE, reason="stats-vq is not offered")
 
+LEFT = Result(case("poison-late", "poison"), Outcome.NOT_RUN, reason="the target is gone: it [ended]")
+
 
 def report(*results: Result, stale: dict[str, str] | None = None, strict: bool = False) -> Report:
     return Report("unix:/run/b.sock", {"device": "some device"}, results, stale or {}, strict)

@@ -6,7 +6,7 @@ from xml.etree import ElementTree as ET
 
 from hostzero.conform.junit import to_junit
 from hostzero.conform.result import Outcome, Result
-from tests.conform.results import ABSENT, FAILED, MISSED, PASSED, report
+from tests.conform.results import ABSENT, FAILED, LEFT, MISSED, PASSED, report
 
 
 def junit_of(
@@ -55,6 +55,12 @@ def test_what_does_not_apply_and_what_is_known_is_skipped() -> None:
         skipped = tests[name].find("skipped")
         assert skipped is not None
         assert why in skipped.attrib["message"]
+
+
+def test_a_case_that_did_not_run_is_an_error() -> None:
+    error = junit_of(PASSED, LEFT)["poison-late"].find("error")
+    assert error is not None
+    assert error.attrib["message"] == "not run: the target is gone: it [ended]"
 
 
 def test_a_stale_entry_is_a_failure() -> None:

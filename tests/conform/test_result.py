@@ -6,13 +6,17 @@ import json
 from hostzero.conform.judge import Level
 from hostzero.conform.result import Outcome
 from hostzero.document import to_json
-from tests.conform.results import ABSENT, FAILED, MISSED, PASSED, report
+from tests.conform.results import ABSENT, FAILED, LEFT, MISSED, PASSED, report
 
 
 def test_a_failure_is_not_ok_and_a_missed_should_only_if_strict() -> None:
     assert report(PASSED, ABSENT, MISSED).ok
     assert not report(PASSED, MISSED, strict=True).ok
     assert not report(PASSED, FAILED).ok
+
+
+def test_a_run_that_ended_early_is_not_ok() -> None:
+    assert not report(PASSED, LEFT).ok
 
 
 def test_a_list_that_is_out_of_date_is_not_ok() -> None:
@@ -31,7 +35,7 @@ def test_the_document_has_everything() -> None:
     assert document["facts"] == {"device": "some device"}
     assert document["ok"] is False
     assert document["counts"] == {
-        outcome.value: count for outcome, count in zip(Outcome, (1, 1, 0, 1, 0), strict=True)
+        outcome.value: count for outcome, count in zip(Outcome, (1, 1, 0, 1, 0, 0), strict=True)
     }
     passed, failed, absent = document["cases"]
     assert passed["misses"] == []

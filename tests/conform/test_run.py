@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Callable
+
 import pytest
 
 from hostzero.conform.case import Case
@@ -13,6 +17,7 @@ from hostzero.conform.rig import Rig
 from hostzero.conform.run import run_case, run_suite
 from hostzero.conform.target import Ability
 from hostzero.errors import DeviceError, TargetError, UsageError
+from hostzero.termination import Terminated, terminable
 from hostzero.units import Gpa
 from hostzero.virtio.features import Feature
 from tests.conform.wrong import balloon
@@ -91,6 +96,60 @@ def test_a_target_that_cannot_be_reached_ends_the_run() -> None:
 
     with pytest.raises(UsageError, match="nobody"):
         run_suite(Nowhere(), [a_case(lambda rig: None)])
+
+
+def test_a_target_that_is_gone_after_a_case_leaves_the_rest_not_run() -> None:
+    class Mortal(InProcessTarget):
+        left = 2
+
+        def connect(self) -> InProcessConnection:
+            if not self.left:
+                raise UsageError("nobody listens")
+            self.left -= 1
+            return super().connect()
+
+    def dies(rig: Rig) -> None:
+        raise TargetError("connection reset")
+
+    cases = [a_case(run) for run in (lambda rig: None, dies, lambda rig: None, lambda rig: None)]
+    report = run_suite(Mortal(), cases)
+    assert [result.outcome for result in report.results] == [
+        Outcome.PASS,
+        Outcome.FAIL,
+        Outcome.NOT_RUN,
+        Outcome.NOT_RUN,
+    ]
+    assert report.results[-1].reason == "the target is gone: nobody listens"
+    assert not report.ok
+    assert report.signal == 0
+
+
+def sends(number: int) -> Callable[[Rig], None]:
+    def run(rig: Rig) -> None:
+        os.kill(os.getpid(), number)
+        signal.pause()
+
+    return run
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_keeps_what_was_judged(number: signal.Signals) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with terminable():
+            report = run_suite(
+                InProcessTarget(), [a_case(lambda rig: None), a_case(sends(number)), a_case(lambda rig: None)]
+            )
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert [result.outcome for result in report.results] == [Outcome.PASS, Outcome.NOT_RUN, Outcome.NOT_RUN]
+    assert report.results[-1].reason == f"{number.name} ended the run"
+    assert report.signal == number
+
+
+def test_a_signal_before_anything_was_judged_has_no_report() -> None:
+    with pytest.raises(Terminated), terminable():
+        run_suite(InProcessTarget(), [a_case(sends(signal.SIGTERM))])
 
 
 def test_a_run_reports_every_case_and_tells_of_each() -> None:

@@ -9,7 +9,7 @@ from rich.console import Console
 from hostzero.conform.result import Outcome, Report
 from hostzero.conform.show import clause_name, print_cases, print_report, summary
 from hostzero.conform.suite import select
-from tests.conform.results import ABSENT, FAILED, MISSED, PASSED, report
+from tests.conform.results import ABSENT, FAILED, LEFT, MISSED, PASSED, report
 
 RERUN = ["hostzero", "conform", "unix:/run/my socket"]
 
@@ -40,6 +40,15 @@ def test_failures_come_before_all_else() -> None:
 
 def test_what_does_not_apply_is_listed_by_reason() -> None:
     assert "not applicable, stats-vq is not offered: stats-none" in shown(report(ABSENT))
+
+
+def test_what_did_not_run_is_one_line_and_a_column() -> None:
+    text = shown(report(PASSED, LEFT, LEFT))
+    assert "not run, the target is gone: it [ended]: 2 cases, from poison-late on" in text
+    assert "Cases that did not pass" not in text
+    assert summary(report(PASSED, LEFT)) == "2 cases: 1 pass, 1 not run"
+    assert "not run" in text[text.index("By group") :]
+    assert "not run" not in shown(report(PASSED, FAILED))
 
 
 def test_all_cases_are_listed_if_asked() -> None:

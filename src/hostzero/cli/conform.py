@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -78,8 +79,11 @@ def command(
     Every case gets a fresh device and memory of its own. A case that fails shows the clause, what
     was sent, what came back, and how to run it alone.
 
-    Exit status: 0 no case failed, 1 one failed or the list of known deviations is out of date,
-    2 the device cannot be reached or an option is wrong.
+    A run that ends before its last case, because the device is gone or somebody ends it, reports
+    what was judged until then, and the rest as not run.
+
+    Exit status: 0 no case failed, 1 one failed or was not run, or the list of known deviations is
+    out of date, 2 the device cannot be reached or an option is wrong.
     """
     from hostzero.conform.known import load_known
     from hostzero.conform.suite import select
@@ -104,19 +108,23 @@ def command(
         target, control=control_path, backing=backing, qemu=qemu, qemu_arguments=qemu_arguments
     )
     # A device in this process logs each hostile request, and that is what it is given.
-    with (
-        terminable(),
-        _log_level(logging.DEBUG if verbose else logging.CRITICAL),
-        open_progress(len(cases)) as progress,
-    ):
-        report = run_suite(device, cases, known=known, strict=strict, progress=progress)
-    _save(report, json_path, junit_path)
+    with terminable():
+        with (
+            _log_level(logging.DEBUG if verbose else logging.CRITICAL),
+            open_progress(len(cases)) as progress,
+        ):
+            report = run_suite(device, cases, known=known, strict=strict, progress=progress)
+        _save(report, json_path, junit_path)
     rerun = ["hostzero", "conform", *([] if target is None else [target])]
     rerun += [] if qemu is None else ["--qemu", qemu]
     rerun += [f"--qemu-arg={argument}" for argument in qemu_arguments]
     rerun += [] if control_path is None else ["--control", str(control_path)]
     rerun += [] if backing == "memfd" else ["--backing", backing]
     print_report(report, open_console(to_stderr=json_path == _STDOUT), rerun, verbose=verbose)
+    if report.signal == signal.SIGINT:
+        raise KeyboardInterrupt
+    if report.signal:
+        raise click.exceptions.Exit(128 + report.signal)
     if not report.ok:
         raise click.exceptions.Exit(1)
 

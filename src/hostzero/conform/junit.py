@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
-from junitparser import Failure, JUnitXml, Skipped, TestCase, TestSuite
+from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 
 from hostzero.conform.result import Outcome, Report, Result
 from hostzero.conform.show import clause_name
 
 
 def to_junit(report: Report) -> bytes:
-    """Return the document; known deviations and cases that do not apply are skipped tests."""
+    """Return the document: known deviations and cases that do not apply are skipped tests.
+
+    Cases that did not run are errors: a reader must not take them for passed ones.
+    """
     document = JUnitXml(f"hostzero conform {report.target}")
     suites: dict[str, TestSuite] = {}
     for result in report.results:
@@ -37,6 +40,8 @@ def _test_case(result: Result, report: Report) -> TestCase:
     )
     if result.outcome in {Outcome.NOT_APPLICABLE, Outcome.KNOWN}:
         test.result = [Skipped(f"{result.outcome.value}: {result.reason}")]
+    elif result.outcome is Outcome.NOT_RUN:
+        test.result = [Error(f"{result.outcome.value}: {result.reason}", result.outcome.value)]
     elif result.outcome is Outcome.FAIL or (result.outcome is Outcome.SHOULD and report.strict):
         miss = result.misses[0]
         failure = Failure(f"{clause_name(miss.clause)}: {miss.text}", miss.level.value)

@@ -23,6 +23,8 @@ class Outcome(enum.Enum):
     NOT_APPLICABLE = "not applicable"
     KNOWN = "known deviation"
     """It failed or missed a should, and the list of known deviations has it."""
+    NOT_RUN = "not run"
+    """The run ended before it: the device was gone, or somebody ended the run."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Result:
         case: the case.
         outcome: how it ended.
         misses: expectations that did not hold.
-        reason: why it was not applicable, or the reason of the known deviation.
+        reason: why it was not applicable or not run, or the reason of the known deviation.
         transcript: what was sent and what came back.
         seconds: how long it took.
     """
@@ -62,6 +64,7 @@ class Report:
         results: one for each case, in the suite's order.
         stale: ids in the list of known deviations that need it no more, each with the reason why.
         strict: whether a missed `should` counts as a failure.
+        signal: the signal that ended the run before its last case; 0 for none.
     """
 
     target: str
@@ -69,11 +72,12 @@ class Report:
     results: tuple[Result, ...]
     stale: Mapping[str, str] = field(default_factory=dict)
     strict: bool = False
+    signal: int = 0
 
     @property
     def ok(self) -> bool:
-        """Whether nothing failed that counts, and no known deviation is out of date."""
-        failing = {Outcome.FAIL, Outcome.SHOULD} if self.strict else {Outcome.FAIL}
+        """Whether all cases ran, nothing failed that counts, and no known deviation is out of date."""
+        failing = {Outcome.FAIL, Outcome.NOT_RUN} | ({Outcome.SHOULD} if self.strict else set())
         return not self.stale and not any(result.outcome in failing for result in self.results)
 
     def count(self) -> Counter[Outcome]:

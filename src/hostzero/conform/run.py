@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
@@ -14,7 +15,8 @@ from hostzero.conform.result import Outcome, Report, Result
 from hostzero.conform.rig import Rig
 from hostzero.conform.suite import all_cases
 from hostzero.conform.target import Target
-from hostzero.errors import DeviceError, TargetError
+from hostzero.errors import DeviceError, HostzeroError, TargetError
+from hostzero.termination import Terminated
 from hostzero.virtio.features import Feature, names
 
 
@@ -48,17 +50,34 @@ def run_suite(
 ) -> Report:
     """Run cases one after the other and return what became of them.
 
+    If the target is gone after some cases, or Ctrl-C or SIGTERM ends the run (inside `terminable`),
+    the report has what was judged until then, and the rest as not run.
+
     Raises:
         UsageError: the target cannot be reached at all.
+        KeyboardInterrupt: Ctrl-C came before anything was judged.
+        Terminated: SIGTERM did.
     """
     progress = Silent() if progress is None else progress
-    results = []
-    for case in cases:
-        progress.began(case)
-        results.append(run_case(target, case))
-        progress.ended(results[-1])
+    chosen = tuple(cases)
+    results: list[Result] = []
+    why, number = "", 0
+    try:
+        for case in chosen:
+            progress.began(case)
+            results.append(run_case(target, case))
+            progress.ended(results[-1])
+    except (HostzeroError, KeyboardInterrupt, Terminated) as error:
+        if not results:
+            raise
+        if isinstance(error, HostzeroError):
+            why = f"the target is gone: {error}"
+        else:
+            number = error.number if isinstance(error, Terminated) else signal.SIGINT
+            why = f"{signal.Signals(number).name} ended the run"
+    results += [Result(case, Outcome.NOT_RUN, reason=why) for case in chosen[len(results) :]]
     marked, stale = apply_known(results, known or {}, {case.id for case in all_cases()})
-    return Report(target.name, target.describe(), marked, stale, strict)
+    return Report(target.name, target.describe(), marked, stale, strict, number)
 
 
 def run_case(target: Target, case: Case, clock: Callable[[], float] = time.perf_counter) -> Result:

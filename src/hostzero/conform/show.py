@@ -20,6 +20,7 @@ _STYLE = {
     Outcome.SHOULD: "yellow",
     Outcome.NOT_APPLICABLE: "dim",
     Outcome.KNOWN: "magenta",
+    Outcome.NOT_RUN: "bold red",
 }
 _ORDER = (Outcome.FAIL, Outcome.SHOULD, Outcome.KNOWN, Outcome.PASS)
 
@@ -39,7 +40,7 @@ def print_report(report: Report, console: Console, rerun: Sequence[str], *, verb
     for result in report.results:
         if result.outcome in {Outcome.FAIL, Outcome.SHOULD}:
             print_finding(result, console, rerun)
-    quiet = {Outcome.NOT_APPLICABLE} if verbose else {Outcome.NOT_APPLICABLE, Outcome.PASS}
+    quiet = {Outcome.NOT_APPLICABLE, Outcome.NOT_RUN} | (set() if verbose else {Outcome.PASS})
     shown = [result for result in report.results if result.outcome not in quiet]
     if shown:
         table = new_table("case", "clause", "outcome", "", left=4)
@@ -55,6 +56,7 @@ def print_report(report: Report, console: Console, rerun: Sequence[str], *, verb
         print_table(console, "Cases" if verbose else "Cases that did not pass", table)
     print_groups(report, console)
     print_not_applicable(report, console)
+    print_not_run(report, console)
     for name, why in report.stale.items():
         print_note(console, f"the list of known deviations has {name}, and {why}: take it out")
     console.print(summary(report), highlight=False)
@@ -81,10 +83,13 @@ def print_finding(result: Result, console: Console, rerun: Sequence[str]) -> Non
 def print_groups(report: Report, console: Console) -> None:
     """Print how many cases of each group ended in which way."""
     groups = list(dict.fromkeys(result.case.group for result in report.results))
-    table = new_table("group", *[outcome.value for outcome in Outcome])
+    # Nearly every run is whole; its table needs no column that says so.
+    whole = not any(result.outcome is Outcome.NOT_RUN for result in report.results)
+    outcomes = [outcome for outcome in Outcome if not (whole and outcome is Outcome.NOT_RUN)]
+    table = new_table("group", *[outcome.value for outcome in outcomes])
     for group in groups:
         ended = [result.outcome for result in report.results if result.case.group == group]
-        table.add_row(group, *[str(ended.count(outcome) or "") for outcome in Outcome])
+        table.add_row(group, *[str(ended.count(outcome) or "") for outcome in outcomes])
     print_table(console, "By group", table)
 
 
@@ -97,6 +102,16 @@ def print_not_applicable(report: Report, console: Console) -> None:
     for reason, ids in reasons.items():
         print_note(console, escape(f"not applicable, {reason}: {', '.join(ids)}"))
     if reasons:
+        console.print()
+
+
+def print_not_run(report: Report, console: Console) -> None:
+    """Print from which case on nothing ran, and why; it is always the rest of the run."""
+    left = [result for result in report.results if result.outcome is Outcome.NOT_RUN]
+    if left:
+        print_note(
+            console, escape(f"not run, {left[0].reason}: {len(left)} cases, from {left[0].case.id} on")
+        )
         console.print()
 
 
