@@ -17,6 +17,8 @@ import pytest
 
 from hostzero.cli.main import run
 from hostzero.conform import in_process
+from hostzero.conform.case import Case
+from hostzero.conform.rig import Rig
 from hostzero.conform.suite import all_cases
 from hostzero.device import BalloonDevice, DeviceConfig
 from hostzero.device.config import IMPLEMENTED
@@ -77,6 +79,22 @@ def test_a_device_that_fails_is_1(wrong: None, capsys: pytest.CaptureFixture[str
     assert "alone: hostzero conform in-process --case config-parts" in shown
     assert "not applicable, stats-vq is not offered: stats-held" in shown
     assert shown.splitlines()[-1] == "2 cases: 1 fail, 1 not applicable"
+
+
+def test_a_strict_run_is_strict_when_a_case_runs_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def misses(rig: Rig) -> None:
+        rig.judge.should(False, "better")
+
+    wish = Case("wish", "a wish", "9.9", __name__, misses)
+    monkeypatch.setattr("hostzero.conform.suite.registered", lambda: [wish])
+    monkeypatch.setattr("hostzero.conform.suite.cases.MODULES", [sys.modules[__name__]])
+    assert run(["conform", "in-process", "--strict", "--json", "-"]) == 1
+    captured = capsys.readouterr()
+    alone = "hostzero conform in-process --strict --case wish"
+    assert f"alone: {alone}" in captured.err
+    assert json.loads(captured.out)["cases"][0]["alone"] == alone
 
 
 def test_a_known_deviation_is_0_and_a_stale_one_is_1(wrong: None, tmp_path: Path) -> None:

@@ -31,5 +31,9 @@ ABSENT = Result(case("stats-none", "statistics"), Outcome.NOT_APPLICABLE, reason
 LEFT = Result(case("poison-late", "poison"), Outcome.NOT_RUN, reason="the target is gone: it [ended]")
 
 
+RERUN = ("hostzero", "conform", "unix:/run/my socket")
+
+
 def report(*results: Result, stale: dict[str, str] | None = None, strict: bool = False) -> Report:
-    return Report("unix:/run/b.sock", {"device": "some device"}, results, stale or {}, strict)
+    facts = {"device": "some device"}
+    return Report("unix:/run/b.sock", facts, results, stale or {}, strict, rerun=RERUN)

@@ -24,12 +24,14 @@ def test_each_case_is_a_test_in_the_suite_of_its_group() -> None:
     assert root[0].attrib["failures"] == "1"
 
 
-def test_a_failure_has_clause_text_and_transcript() -> None:
+def test_a_failure_has_clause_text_transcript_and_how_to_run_it_alone() -> None:
     failure = junit_of(PASSED, FAILED)["inflate-bad"].find("failure")
     assert failure is not None
     assert failure.attrib["message"] == "virtio 1.3, 2.7.8.2: the used length is [4], not 0"
     assert failure.attrib["type"] == "must"
-    assert failure.text == "-> inflate\n<- used length 4"
+    assert failure.text == (
+        "-> inflate\n<- used length 4\nalone: hostzero conform 'unix:/run/my socket' --case inflate-bad"
+    )
 
 
 def test_a_passed_case_has_its_time_and_nothing_else() -> None:

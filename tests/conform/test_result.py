@@ -46,4 +46,6 @@ def test_the_document_has_everything() -> None:
         "text": "the used length is [4], not 0",
     }
     assert failed["transcript"] == ["-> inflate", "<- used length 4"]
+    assert failed["alone"] == "hostzero conform 'unix:/run/my socket' --case inflate-bad"
+    assert passed["alone"] == absent["alone"] == ""
     assert absent["reason"] == "stats-vq is not offered"

@@ -11,12 +11,10 @@ from hostzero.conform.show import clause_name, print_cases, print_report, summar
 from hostzero.conform.suite import select
 from tests.conform.results import ABSENT, FAILED, LEFT, MISSED, PASSED, report
 
-RERUN = ["hostzero", "conform", "unix:/run/my socket"]
-
 
 def shown(what: Report, *, verbose: bool = False) -> str:
     console = Console(file=io.StringIO(), width=118)
-    print_report(what, console, RERUN, verbose=verbose)
+    print_report(what, console, verbose=verbose)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -29,6 +27,10 @@ def test_a_failure_shows_clause_transcript_and_how_to_run_it_alone() -> None:
     assert "-> inflate" in text
     assert "<- used length 4" in text
     assert "alone: hostzero conform 'unix:/run/my socket' --case inflate-bad" in text
+
+
+def test_a_report_without_a_command_line_names_none() -> None:
+    assert "alone:" not in shown(replace(report(FAILED), rerun=()))
 
 
 def test_failures_come_before_all_else() -> None:

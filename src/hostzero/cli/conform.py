@@ -107,20 +107,21 @@ def command(
     device = open_target(
         target, control=control_path, backing=backing, qemu=qemu, qemu_arguments=qemu_arguments
     )
+    rerun = ["hostzero", "conform", *([] if target is None else [target])]
+    rerun += [] if qemu is None else ["--qemu", qemu]
+    rerun += [f"--qemu-arg={argument}" for argument in qemu_arguments]
+    rerun += [] if control_path is None else ["--control", str(control_path)]
+    rerun += [] if backing == "memfd" else ["--backing", backing]
+    rerun += ["--strict"] if strict else []
     # A device in this process logs each hostile request, and that is what it is given.
     with terminable():
         with (
             _log_level(logging.DEBUG if verbose else logging.CRITICAL),
             open_progress(len(cases)) as progress,
         ):
-            report = run_suite(device, cases, known=known, strict=strict, progress=progress)
+            report = run_suite(device, cases, known=known, strict=strict, rerun=rerun, progress=progress)
         _save(report, json_path, junit_path)
-    rerun = ["hostzero", "conform", *([] if target is None else [target])]
-    rerun += [] if qemu is None else ["--qemu", qemu]
-    rerun += [f"--qemu-arg={argument}" for argument in qemu_arguments]
-    rerun += [] if control_path is None else ["--control", str(control_path)]
-    rerun += [] if backing == "memfd" else ["--backing", backing]
-    print_report(report, open_console(to_stderr=json_path == _STDOUT), rerun, verbose=verbose)
+    print_report(report, open_console(to_stderr=json_path == _STDOUT), verbose=verbose)
     if report.signal == signal.SIGINT:
         raise KeyboardInterrupt
     if report.signal:

@@ -45,7 +45,8 @@ def _test_case(result: Result, report: Report) -> TestCase:
     elif result.outcome is Outcome.FAIL or (result.outcome is Outcome.SHOULD and report.strict):
         miss = result.misses[0]
         failure = Failure(f"{clause_name(miss.clause)}: {miss.text}", miss.level.value)
-        failure.text = "\n".join(result.transcript)
+        alone = report.alone(result)
+        failure.text = "\n".join([*result.transcript, *([f"alone: {alone}"] if alone else [])])
         test.result = [failure]
     elif result.outcome is Outcome.SHOULD:
         test.system_out = "\n".join(

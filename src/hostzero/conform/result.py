@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import enum
+import shlex
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,6 +66,7 @@ class Report:
         stale: ids in the list of known deviations that need it no more, each with the reason why.
         strict: whether a missed `should` counts as a failure.
         signal: the signal that ended the run before its last case; 0 for none.
+        rerun: the command line of this run without its cases; empty if there is none.
     """
 
     target: str
@@ -73,6 +75,7 @@ class Report:
     stale: Mapping[str, str] = field(default_factory=dict)
     strict: bool = False
     signal: int = 0
+    rerun: Sequence[str] = ()
 
     @property
     def ok(self) -> bool:
@@ -84,6 +87,12 @@ class Report:
         """Return how many cases ended in each way."""
         return Counter(result.outcome for result in self.results)
 
+    def alone(self, result: Result) -> str:
+        """Return the command line that runs one case that missed something alone; empty if there is none."""
+        if not result.misses or not self.rerun:
+            return ""
+        return shlex.join([*self.rerun, "--case", result.case.id])
+
     def to_json(self) -> dict[str, Any]:
         """Return the report as values that JSON has words for."""
         return {
@@ -93,7 +102,7 @@ class Report:
             "strict": self.strict,
             "counts": {outcome.value: self.count()[outcome] for outcome in Outcome},
             "stale": dict(self.stale),
-            "cases": [_case_json(result) for result in self.results],
+            "cases": [_case_json(result) | {"alone": self.alone(result)} for result in self.results],
         }
 
 

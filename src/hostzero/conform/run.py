@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from hostzero.conform.case import Case
@@ -46,12 +46,14 @@ def run_suite(
     *,
     known: Mapping[str, str] | None = None,
     strict: bool = False,
+    rerun: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Report:
     """Run cases one after the other and return what became of them.
 
     If the target is gone after some cases, or Ctrl-C or SIGTERM ends the run (inside `terminable`),
-    the report has what was judged until then, and the rest as not run.
+    the report has what was judged until then, and the rest as not run. `rerun` is the command line of
+    this run without its cases, for the report.
 
     Raises:
         UsageError: the target cannot be reached at all.
@@ -77,7 +79,7 @@ def run_suite(
             why = f"{signal.Signals(number).name} ended the run"
     results += [Result(case, Outcome.NOT_RUN, reason=why) for case in chosen[len(results) :]]
     marked, stale = apply_known(results, known or {}, {case.id for case in all_cases()})
-    return Report(target.name, target.describe(), marked, stale, strict, number)
+    return Report(target.name, target.describe(), marked, stale, strict, number, tuple(rerun))
 
 
 def run_case(target: Target, case: Case, clock: Callable[[], float] = time.perf_counter) -> Result:

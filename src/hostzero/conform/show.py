@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -25,13 +24,12 @@ _STYLE = {
 _ORDER = (Outcome.FAIL, Outcome.SHOULD, Outcome.KNOWN, Outcome.PASS)
 
 
-def print_report(report: Report, console: Console, rerun: Sequence[str], *, verbose: bool = False) -> None:
+def print_report(report: Report, console: Console, *, verbose: bool = False) -> None:
     """Print a report.
 
     Args:
         report: what became of a run.
         console: where to.
-        rerun: the command line of this run without its cases, to which ``--case ID`` is added.
         verbose: also list the cases that passed.
     """
     facts = ", ".join(f"{label} {value}" for label, value in report.facts.items())
@@ -39,7 +37,7 @@ def print_report(report: Report, console: Console, rerun: Sequence[str], *, verb
     console.print()
     for result in report.results:
         if result.outcome in {Outcome.FAIL, Outcome.SHOULD}:
-            print_finding(result, console, rerun)
+            print_finding(result, console, report.alone(result))
     quiet = {Outcome.NOT_APPLICABLE, Outcome.NOT_RUN} | (set() if verbose else {Outcome.PASS})
     shown = [result for result in report.results if result.outcome not in quiet]
     if shown:
@@ -62,8 +60,11 @@ def print_report(report: Report, console: Console, rerun: Sequence[str], *, verb
     console.print(summary(report), highlight=False)
 
 
-def print_finding(result: Result, console: Console, rerun: Sequence[str]) -> None:
-    """Print one case that failed: the clause, what was seen, what was sent and came back."""
+def print_finding(result: Result, console: Console, alone: str) -> None:
+    """Print one case that failed: the clause, what was seen, what was sent and came back.
+
+    `alone` is the command line that runs it alone; empty for none.
+    """
     case = result.case
     style = _STYLE[result.outcome]
     console.print(
@@ -76,7 +77,8 @@ def print_finding(result: Result, console: Console, rerun: Sequence[str]) -> Non
         )
     for line in result.transcript:
         print_note(console, f"[dim]{escape(line)}[/]")
-    print_note(console, escape(f"alone: {shlex.join([*rerun, '--case', case.id])}"))
+    if alone:
+        print_note(console, escape(f"alone: {alone}"))
     console.print()
 
 
