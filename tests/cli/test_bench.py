@@ -103,6 +103,18 @@ def test_json_to_standard_output_is_nothing_but_json(
     assert "What the numbers leave out" in shown.err
 
 
+def test_markdown_to_standard_output_is_nothing_but_markdown(
+    played: Played, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["bench", "--markdown", "-"]) == 0
+    shown = capsys.readouterr()
+    assert "What the numbers leave out" in shown.err
+    assert "What the numbers leave out" not in shown.out
+    assert "|" in shown.out
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_gets_wide_tables_unless_told_otherwise(
     played: Played, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -185,6 +185,7 @@ def test_limits_that_a_search_refuses_are_a_wrong_call(
         ("--json none/r.json", "--json none/r.json: there is no directory none"),
         ("--output none/r.json", "--output none/r.json: there is no directory none"),
         ("--output .", "--output .: is a directory"),
+        ("--output -", "--output -: a recording is a file, for --replay to read"),
         ("--output there.json", "--output there.json: is there already, and recordings are not overwritten"),
         ("--replay none.json", "none.json: cannot be read: No such file or directory"),
         ("--replay .", ".: cannot be read: Is a directory"),

@@ -95,6 +95,15 @@ def test_json_on_standard_output_is_nothing_but_json(
     assert "the matrix" in shown.err
 
 
+def test_markdown_on_standard_output_is_nothing_but_markdown(
+    matrix: PlayedMatrix, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["check", "--mutants", "--markdown", "-"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == "made 20\n"
+    assert "the matrix" in shown.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -151,6 +151,17 @@ def test_the_document_alone_on_standard_output(capsys: pytest.CaptureFixture[str
     assert "1 cases: 1 pass" in captured.err
 
 
+def test_junit_alone_on_standard_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["conform", "in-process", "--case", "inflate-one", "--junit", "-"]) == 0
+    captured = capsysbinary.readouterr()
+    assert len(list(ET.fromstring(captured.out).iter("testcase"))) == 1
+    assert b"1 cases: 1 pass" in captured.err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_list_needs_no_target(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["conform", "--list"]) == 0
     shown = capsys.readouterr().out
@@ -169,6 +180,7 @@ def test_the_list_needs_no_target(capsys: pytest.CaptureFixture[str]) -> None:
         (["in-process", "--known", "none.toml"], "--known none.toml: No such file"),
         (["in-process", "--json", "none/report.json"], "--json none/report.json: there is no directory"),
         (["in-process", "--junit", "none/report.xml"], "--junit none/report.xml: there is no directory"),
+        (["in-process", "--json", "-", "--junit", "-"], "--json and --junit: only one of them may be -"),
         (["in-process", "--control", "c.sock"], "--control is for a device behind a socket"),
     ],
 )

@@ -97,6 +97,18 @@ def test_the_document_alone_on_standard_output(plans: list[Plan], capsys: pytest
     assert plans == [Plan(("a=1", ""), 5)]
 
 
+def test_markdown_alone_on_standard_output(
+    plans: list[Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = list(tmp_path.iterdir())
+    assert run(["vm", "compare", "--markdown", "-"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("Measured ")
+    assert "hostzero over QEMU" in captured.err
+    assert list(tmp_path.iterdir()) == before
+
+
 def test_huge_pages_that_are_missing_are_2(
     plans: list[Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -20,16 +20,13 @@ from hostzero.bench.options import (
     quick_options,
     size_option,
 )
-from hostzero.document import check_output, to_json, write_atomically
+from hostzero.cli.output import PATH, check_outputs, console_beside, write_output
+from hostzero.document import to_json
 from hostzero.errors import UsageError
 from hostzero.units import format_size
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
 _FULL = BenchOptions()
 _QUICK = quick_options()
-_STDOUT = Path("-")
 _NOT_WITH_ALLOCATOR = ("scenarios", "memory", "size", "seed", "backing", "plot", "markdown")
 
 
@@ -63,13 +60,13 @@ _NOT_WITH_ALLOCATOR = ("scenarios", "memory", "size", "seed", "backing", "plot",
         f"{format_size(_QUICK.size)}, {_QUICK.repetitions} repetitions, unless given."
     ),
 )
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write all values; - is stdout.")
+@click.option("--json", "json_path", type=PATH, help="Write all values; - is stdout.")
 @click.option(
     "--plot",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help=f"Draw the results into a file ({', '.join(PLOT_SUFFIXES)}).",
 )
-@click.option("--markdown", type=click.Path(path_type=Path), help="Write a summary, as the README has it.")
+@click.option("--markdown", type=PATH, help="Write a summary, as the README has it; - is stdout.")
 @click.option("--allocator", is_flag=True, help="Measure the allocator alone, in nanoseconds per block.")
 def command(
     *,
@@ -98,12 +95,9 @@ def command(
             names = ", ".join(f"--{'scenario' if name == 'scenarios' else name}" for name in clash)
             raise UsageError(f"--allocator measures the allocator alone: leave out {names}")
     options = _options(quick, given)
-    if json_path is not None and json_path != _STDOUT:
-        check_output("--json", json_path)
+    check_outputs({"--json": json_path, "--markdown": markdown})
     if plot is not None:
         check_plot(plot)
-    if markdown is not None:
-        check_output("--markdown", markdown)
     if allocator:
         _run_allocator(options.repetitions, json_path)
     else:
@@ -142,8 +136,9 @@ def _run_scenarios(
         write_plot(results, plot)
     if markdown is not None:
         today = dt.date.today().isoformat()
-        write_atomically(markdown, to_markdown(results, today).encode())
-    _output(results.to_document(), json_path, lambda console: print_results(results, console))
+        write_output(markdown, to_markdown(results, today))
+    write_output(json_path, to_json(results.to_document()))
+    print_results(results, console_beside(json_path, markdown))
 
 
 def _run_allocator(repetitions: int, json_path: Path | None) -> None:
@@ -153,15 +148,5 @@ def _run_allocator(repetitions: int, json_path: Path | None) -> None:
 
     with open_progress() as progress:
         results = run_allocator(repetitions, progress)
-    _output(results.to_document(), json_path, lambda console: print_allocator(results, console))
-
-
-def _output(document: Mapping[str, Any], json_path: Path | None, show: Callable[[Console], None]) -> None:
-    if json_path == _STDOUT:
-        click.echo(to_json(document), nl=False)
-    elif json_path is not None:
-        write_atomically(json_path, to_json(document).encode())
-    from hostzero.render import open_console
-
-    # With the document on standard output, the tables go where they do not mix with it.
-    show(open_console(to_stderr=json_path == _STDOUT))
+    write_output(json_path, to_json(results.to_document()))
+    print_allocator(results, console_beside(json_path))

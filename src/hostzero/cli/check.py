@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from hostzero.check.run import LARGEST_SEED, SEARCHES, CheckOptions
-from hostzero.document import check_output, to_json, write_atomically
+from hostzero.cli.output import PATH, STDOUT, check_outputs, console_beside, write_output
+from hostzero.document import to_json
 from hostzero.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from hostzero.check.run import Report
 
 _DEFAULT: Final = CheckOptions(seed=0)
-_STDOUT: Final = Path("-")
-_PATH: Final = click.Path(path_type=Path)
 _OF_MUTANTS: Final = {"again", "patches", "names", "kinds", "jobs", "markdown"}
 _NOT_OF_MUTANTS: Final = {"searches", "pages", "depth", "output"}
 
@@ -45,13 +44,13 @@ _NOT_OF_MUTANTS: Final = {"searches", "pages", "depth", "output"}
 )
 @click.option("--pages", type=int, metavar="N", help="The guest's pages.  [default: each search's own]")
 @click.option("--depth", type=int, metavar="N", help="How many steps deep the exhaustive search goes.")
-@click.option("--json", "json_path", type=_PATH, help="Write the report; - is stdout.")
+@click.option("--json", "json_path", type=PATH, help="Write the report; - is stdout.")
 @click.option(
     "--output",
-    type=_PATH,
+    type=PATH,
     help="Where to record what was found.  [default: hostzero-check-SEED.json, or a free name like it]",
 )
-@click.option("--replay", type=_PATH, metavar="FILE", help="Run a recording again, and nothing else.")
+@click.option("--replay", type=PATH, metavar="FILE", help="Run a recording again, and nothing else.")
 @click.option("--mutants", is_flag=True, help="Search each mutant of the source instead (from a checkout).")
 @click.option("--patch", "patches", type=int, multiple=True, metavar="N", help="Only mutants of this patch.")
 @click.option("--name", "names", multiple=True, metavar="TEXT", help="Only mutants with this in their name.")
@@ -63,7 +62,7 @@ _NOT_OF_MUTANTS: Final = {"searches", "pages", "depth", "output"}
     help="How long mutants that must be found and were not are searched compiled.  [default: 120]",
 )
 @click.option("--jobs", type=int, metavar="N", help="Mutants at a time.  [default: one a CPU]")
-@click.option("--markdown", type=_PATH, help="Write what became of the mutants as a page.")
+@click.option("--markdown", type=PATH, help="Write what became of the mutants as a page; - is stdout.")
 def command(
     *, mutants: bool, json_path: Path | None, output: Path | None, replay: Path | None, **given: Any
 ) -> None:
@@ -108,24 +107,21 @@ def _options(given: Mapping[str, Any]) -> CheckOptions:
 
 
 def _search(options: CheckOptions, json_path: Path | None, output: Path | None) -> None:
-    if json_path is not None and json_path != _STDOUT:
-        check_output("--json", json_path)
-    if output is not None:
-        check_output("--output", output)
-        if output.exists():
-            raise UsageError(f"--output {output}: is there already, and recordings are not overwritten")
+    if output == STDOUT:
+        raise UsageError("--output -: a recording is a file, for --replay to read")
+    check_outputs({"--json": json_path, "--output": output})
+    if output is not None and output.exists():
+        raise UsageError(f"--output {output}: is there already, and recordings are not overwritten")
     from hostzero.check.progress import open_progress
     from hostzero.check.run import run_check
     from hostzero.check.show import print_report
-    from hostzero.render import open_console
 
     # First of all, so that it is known however the run ends.
     click.echo(f"seed {options.seed}", err=True)
     with open_progress() as progress:
         report = run_check(options, progress)
     unsaved = None if report.interrupted else _save(report, output, json_path)
-    # With the document on standard output, the tables go where they do not mix with it.
-    print_report(report, open_console(to_stderr=json_path == _STDOUT))
+    print_report(report, console_beside(json_path))
     if unsaved is not None:
         click.echo(f"hostzero check: {unsaved}", err=True)
     if report.interrupted:
@@ -143,10 +139,7 @@ def _save(report: Report, output: Path | None, json_path: Path | None) -> UsageE
         save_recording(report, output or Path(f"hostzero-check-{report.options.seed}.json"))
     except UsageError as error:
         unsaved = error
-    if json_path == _STDOUT:
-        click.echo(to_json(report.to_json()), nl=False)
-    elif json_path is not None:
-        write_atomically(json_path, to_json(report.to_json()).encode())
+    write_output(json_path, to_json(report.to_json()))
     return unsaved
 
 

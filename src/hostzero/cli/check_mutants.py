@@ -4,20 +4,19 @@
 from __future__ import annotations
 
 import datetime as dt
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from hostzero.document import check_output, to_json, write_atomically
+from hostzero.cli.output import check_outputs, console_beside, write_output
+from hostzero.document import to_json
 from hostzero.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from hostzero.check.teeth.outcome import Outcome
-
-_STDOUT: Final = Path("-")
 
 
 def search_mutants(given: Mapping[str, Any], json_path: Path | None) -> None:
@@ -32,13 +31,10 @@ def search_mutants(given: Mapping[str, Any], json_path: Path | None) -> None:
     from hostzero.check.teeth.matrix import MatrixOptions, run_matrix
     from hostzero.check.teeth.matrix_show import print_matrix, progress_line, to_markdown
     from hostzero.check.teeth.matrix_show import to_json as matrix_to_json
-    from hostzero.render import open_console
 
     values = dict(given)
     markdown = values.pop("markdown", None)
-    for option, path in (("--json", json_path), ("--markdown", markdown)):
-        if path is not None and path != _STDOUT:
-            check_output(option, path)
+    check_outputs({"--json": json_path, "--markdown": markdown})
     options = MatrixOptions(**values)
     for option, value in (("--seconds", options.seconds), ("--jobs", values.get("jobs", 1))):
         if not value > 0:
@@ -51,11 +47,8 @@ def search_mutants(given: Mapping[str, Any], json_path: Path | None) -> None:
 
     matrix = run_matrix(options, progress)
     if markdown is not None:
-        write_atomically(markdown, to_markdown(matrix, dt.date.today().isoformat()).encode())
-    if json_path == _STDOUT:
-        click.echo(to_json(matrix_to_json(matrix)), nl=False)
-    elif json_path is not None:
-        write_atomically(json_path, to_json(matrix_to_json(matrix)).encode())
-    print_matrix(matrix, open_console(to_stderr=json_path == _STDOUT))
+        write_output(markdown, to_markdown(matrix, dt.date.today().isoformat()))
+    write_output(json_path, to_json(matrix_to_json(matrix)))
+    print_matrix(matrix, console_beside(json_path, markdown))
     if not matrix.ok:
         raise click.exceptions.Exit(1)

@@ -7,20 +7,18 @@ import logging
 import signal
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import click
 
-from hostzero.document import check_output, to_json, write_atomically
+from hostzero.cli.output import PATH, check_outputs, console_beside, write_output
+from hostzero.document import to_json
 from hostzero.termination import terminable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from hostzero.conform.result import Report
-
-_STDOUT: Final = Path("-")
-_PATH: Final = click.Path(path_type=Path)
 
 
 @click.command(name="conform")
@@ -33,13 +31,13 @@ _PATH: Final = click.Path(path_type=Path)
     help="Only this case, or those that begin so, as in bit6-; may be given more than once.",
 )
 @click.option("--list", "list_only", is_flag=True, help="Show what cases there are, and run none.")
-@click.option("--json", "json_path", type=_PATH, help="Write the report; - is stdout.")
-@click.option("--junit", "junit_path", type=_PATH, help="Write the report as JUnit XML.")
+@click.option("--json", "json_path", type=PATH, help="Write the report; - is stdout.")
+@click.option("--junit", "junit_path", type=PATH, help="Write the report as JUnit XML; - is stdout.")
 @click.option(
-    "--known", "known_path", type=_PATH, metavar="FILE", help="Deviations that are known, with reasons."
+    "--known", "known_path", type=PATH, metavar="FILE", help="Deviations that are known, with reasons."
 )
 @click.option(
-    "--control", "control_path", type=_PATH, metavar="SOCKET", help="The control socket of a hostzero device."
+    "--control", "control_path", type=PATH, metavar="SOCKET", help="The control socket of a hostzero device."
 )
 @click.option("--qemu", metavar="PATH", help="Judge the virtio-balloon-pci of this QEMU; no TARGET then.")
 @click.option(
@@ -87,17 +85,15 @@ def command(
     """
     from hostzero.conform.known import load_known
     from hostzero.conform.suite import select
-    from hostzero.render import open_console
 
     cases = select(names)
     if list_only:
         from hostzero.conform.show import print_cases
+        from hostzero.render import open_console
 
         print_cases(cases, open_console(to_stderr=False))
         return
-    for option, path in (("--json", json_path), ("--junit", junit_path)):
-        if path is not None and path != _STDOUT:
-            check_output(option, path)
+    check_outputs({"--json": json_path, "--junit": junit_path})
     known = {} if known_path is None else load_known(known_path)
     from hostzero.conform.progress import open_progress
     from hostzero.conform.run import run_suite
@@ -121,7 +117,7 @@ def command(
         ):
             report = run_suite(device, cases, known=known, strict=strict, rerun=rerun, progress=progress)
         _save(report, json_path, junit_path)
-    print_report(report, open_console(to_stderr=json_path == _STDOUT), verbose=verbose)
+    print_report(report, console_beside(json_path, junit_path), verbose=verbose)
     if report.signal == signal.SIGINT:
         raise KeyboardInterrupt
     if report.signal:
@@ -142,11 +138,8 @@ def _log_level(level: int) -> Iterator[None]:
 
 
 def _save(report: Report, json_path: Path | None, junit_path: Path | None) -> None:
-    if json_path == _STDOUT:
-        click.echo(to_json(report.to_json()), nl=False)
-    elif json_path is not None:
-        write_atomically(json_path, to_json(report.to_json()).encode())
+    write_output(json_path, to_json(report.to_json()))
     if junit_path is not None:
         from hostzero.conform.junit import to_junit
 
-        write_atomically(junit_path, to_junit(report))
+        write_output(junit_path, to_junit(report))

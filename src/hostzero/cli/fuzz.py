@@ -9,11 +9,10 @@ from typing import Final
 
 import click
 
-from hostzero.document import check_output, to_json, write_atomically
+from hostzero.cli.output import PATH, check_outputs, console_beside, write_output
+from hostzero.document import to_json
 from hostzero.errors import UsageError
 
-_STDOUT: Final = Path("-")
-_PATH: Final = click.Path(path_type=Path)
 LARGEST_SEED: Final = (1 << 32) - 1
 
 
@@ -25,9 +24,9 @@ LARGEST_SEED: Final = (1 << 32) - 1
 )
 @click.option("--episode", type=int, metavar="N", help="Only this connection of the seed, once.")
 @click.option(
-    "--control", "control_path", type=_PATH, metavar="SOCKET", help="The control socket of a hostzero device."
+    "--control", "control_path", type=PATH, metavar="SOCKET", help="The control socket of a hostzero device."
 )
-@click.option("--json", "json_path", type=_PATH, help="Write the report; - is stdout.")
+@click.option("--json", "json_path", type=PATH, help="Write the report; - is stdout.")
 def command(
     *,
     target: str,
@@ -52,7 +51,6 @@ def command(
     """
     from hostzero.conform.fuzz.run import fuzz
     from hostzero.conform.fuzz.show import open_progress, print_report
-    from hostzero.render import open_console
 
     if not seconds > 0:
         raise UsageError(f"--seconds {seconds:g}: must be above zero")
@@ -60,8 +58,7 @@ def command(
         raise UsageError(f"--seed {seed}: must be from 0 to {LARGEST_SEED}")
     if episode is not None and (episode < 0 or seed is None):
         raise UsageError(f"--episode {episode}: is a number from 0 on, and needs the --seed that it is of")
-    if json_path is not None and json_path != _STDOUT:
-        check_output("--json", json_path)
+    check_outputs({"--json": json_path})
     path = Path(target.removeprefix("unix:"))
     with open_progress(seconds) as progress:
         report = fuzz(
@@ -72,12 +69,9 @@ def command(
             episode=episode,
             progress=progress,
         )
-    if json_path == _STDOUT:
-        click.echo(to_json(report.to_json()), nl=False)
-    elif json_path is not None:
-        write_atomically(json_path, to_json(report.to_json()).encode())
+    write_output(json_path, to_json(report.to_json()))
     rerun = ["hostzero", "fuzz", target]
     rerun += [] if control_path is None else ["--control", str(control_path)]
-    print_report(report, open_console(to_stderr=json_path == _STDOUT), rerun)
+    print_report(report, console_beside(json_path), rerun)
     if not report.ok:
         raise click.exceptions.Exit(1)

@@ -4,30 +4,23 @@
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from hostzero.document import check_output, to_json, write_atomically
+from hostzero.cli.output import PATH, check_outputs, console_beside, write_output
+from hostzero.document import to_json
 from hostzero.errors import UsageError
 from hostzero.termination import terminable
 from hostzero.units import format_size
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-_STDOUT: Final = Path("-")
-_PATH: Final = click.Path(path_type=Path)
-
 _cache = click.option(
     "--cache",
-    type=_PATH,
+    type=PATH,
     metavar="DIR",
     help="What is prepared lies here.  [default: below the user's cache]",
 )
-_json = click.option("--json", "json_path", type=_PATH, help="Write all that is known; - is stdout.")
+_json = click.option("--json", "json_path", type=PATH, help="Write all that is known; - is stdout.")
 
 
 @click.group(name="vm")
@@ -41,7 +34,7 @@ def command() -> None:
     "--mirror", metavar="URL", help="A Debian mirror.  [default: the one in the machine's apt sources]"
 )
 @click.option(
-    "--qemu", type=_PATH, metavar="PATH", help="A QEMU to use.  [default: this machine's, or Debian's]"
+    "--qemu", type=PATH, metavar="PATH", help="A QEMU to use.  [default: this machine's, or Debian's]"
 )
 @click.option("--fresh", is_flag=True, help="Prepare again, with the newest of everything.")
 @_json
@@ -59,18 +52,17 @@ def setup_command(
     from hostzero.vm.progress import open_progress
     from hostzero.vm.setup import disk_use, setup
 
-    _check_json(json_path)
+    check_outputs({"--json": json_path})
     with open_progress() as progress:
         ready = setup(cache or default_cache(), progress, mirror=mirror, qemu=qemu, fresh=fresh)
 
-    def show(console: Console) -> None:
-        console.print(f"QEMU    {ready.qemu.version}", highlight=False)
-        console.print(f"kernel  {ready.kernel_release}", highlight=False)
-        console.print(
-            f"folder  {ready.cache}, {disk_use(ready.cache) / 1e6:.0f} MB", highlight=False, soft_wrap=True
-        )
-
-    _output(ready.to_document(), json_path, show)
+    write_output(json_path, to_json(ready.to_document()))
+    console = console_beside(json_path)
+    console.print(f"QEMU    {ready.qemu.version}", highlight=False)
+    console.print(f"kernel  {ready.kernel_release}", highlight=False)
+    console.print(
+        f"folder  {ready.cache}, {disk_use(ready.cache) / 1e6:.0f} MB", highlight=False, soft_wrap=True
+    )
 
 
 @command.command(name="run")
@@ -97,7 +89,7 @@ def run_command(
     from hostzero.vm.prepared import default_cache, load
     from hostzero.vm.progress import open_progress
 
-    _check_json(json_path)
+    check_outputs({"--json": json_path})
     size = parse_size(memory)
     if size < MEMORY_MIN or size % (2 << 20):
         raise UsageError(f"--memory {memory}: at least {format_size(MEMORY_MIN)}, and a multiple of 2M")
@@ -108,7 +100,8 @@ def run_command(
 
     with terminable(), open_view(open_console(to_stderr=True)) as view:
         run = run_demo(ready, chosen, view, memory=size, features=features)
-    _output(run.to_document(), json_path, lambda console: print_run(run, console))
+    write_output(json_path, to_json(run.to_document()))
+    print_run(run, console_beside(json_path))
     if chosen.why and accel == "auto":
         click.echo(f"without KVM: {chosen.why}", err=True)
 
@@ -132,7 +125,7 @@ def run_command(
     help="Guest memory of 2 MiB huge pages, from the host's pool; halves all sizes.",
 )
 @_json
-@click.option("--markdown", type=_PATH, help="Write the tables as Markdown.")
+@click.option("--markdown", type=PATH, help="Write the tables as Markdown; - is stdout.")
 def compare_command(
     *,
     cache: Path | None,
@@ -157,31 +150,14 @@ def compare_command(
     from hostzero.vm.prepared import default_cache, load
     from hostzero.vm.progress import open_progress
 
-    _check_json(json_path)
-    if markdown is not None:
-        check_output("--markdown", markdown)
+    check_outputs({"--json": json_path, "--markdown": markdown})
     ready = load(cache or default_cache())
     plan = Plan(append or SETTINGS, repeat, hugetlb)
     if hugetlb:
         require_pages(plan.guests_memory)
     with terminable(), open_progress() as progress:
         comparison = run_compare(ready, choose(ready, accel, progress), plan, progress)
+    write_output(json_path, to_json(comparison.to_document()))
     if markdown is not None:
-        write_atomically(markdown, to_markdown(comparison, dt.date.today().isoformat()).encode())
-    _output(comparison.to_document(), json_path, lambda console: print_comparison(comparison, console))
-
-
-def _check_json(path: Path | None) -> None:
-    if path is not None and path != _STDOUT:
-        check_output("--json", path)
-
-
-def _output(document: Mapping[str, Any], json_path: Path | None, show: Callable[[Console], None]) -> None:
-    if json_path == _STDOUT:
-        click.echo(to_json(document), nl=False)
-    elif json_path is not None:
-        write_atomically(json_path, to_json(document).encode())
-    # With the document on standard output, the rest goes where it does not mix with it.
-    from hostzero.render import open_console
-
-    show(open_console(to_stderr=json_path == _STDOUT))
+        write_output(markdown, to_markdown(comparison, dt.date.today().isoformat()))
+    print_comparison(comparison, console_beside(json_path, markdown))
