@@ -11,12 +11,15 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from hostzero.cli import device
+from hostzero.cli.main import run
 from hostzero.vhost_user.messages import HEADER, VERSION
 from hostzero.vhost_user.protocol import Request
 
@@ -62,6 +65,36 @@ def test_its_description_names_a_program_that_is_there() -> None:
     binary = json.loads(done.stdout)["binary"]
     there = subprocess.run([binary, "--print-capabilities"], capture_output=True, text=True, check=True)
     assert json.loads(there.stdout)["type"] == "balloon"
+
+
+@pytest.fixture
+def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder; the program is not in any of the places where it is looked for."""
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "bin" / "hostzero")])
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python" / "python3"))
+    monkeypatch.setattr(sysconfig, "get_path", lambda name, scheme: str(tmp_path / scheme))
+    monkeypatch.setenv("PATH", str(tmp_path / "path"))
+    return tmp_path
+
+
+@pytest.mark.parametrize("folder", ["bin", "python", sysconfig.get_preferred_scheme("user"), "path"])
+def test_the_program_is_found_where_it_is(nowhere: Path, folder: str) -> None:
+    program = nowhere / folder / "hostzero-device"
+    program.parent.mkdir()
+    program.write_text("")
+    program.chmod(0o755)
+    assert device.find_program() == program
+
+
+def test_a_program_that_is_not_there_is_not_described(
+    nowhere: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (nowhere / "bin").mkdir()
+    (nowhere / "bin" / "hostzero-device").write_text("may not be run")
+    assert run(["device", "--print-description"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "--print-description: there is no program hostzero-device" in captured.err
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import os
+import shutil
 import signal
 import sys
+import sysconfig
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -20,14 +23,17 @@ import click
 from hostzero.cli.device_log import DeviceLog
 from hostzero.cli.main import run
 from hostzero.document import to_json
+from hostzero.errors import UsageError
 
 if TYPE_CHECKING:
     from hostzero.vhost_user.server import Extra, Service
     from hostzero.vhost_user.sockets import Endpoint
 
+PROGRAM: Final = "hostzero-device"
 CAPABILITIES: Final = {"type": "balloon", "features": []}
 """`VHostUserBackendCapabilities` of QEMU's `docs/interop/vhost-user.json`: the type is one of the
 schema's, and it defines no feature for balloons."""
+_SCHEMES: Final = (sysconfig.get_default_scheme(), sysconfig.get_preferred_scheme("user"))
 
 
 @click.command(name="device")
@@ -87,8 +93,7 @@ def command(
     from hostzero.virtio.features import adjust_features
 
     if print_description:
-        # Installed beside the interpreter, wherever `hostzero` was called from.
-        click.echo(to_json(description(Path(sys.executable).with_name("hostzero-device"))), nl=False)
+        click.echo(to_json(description(find_program())), nl=False)
         return
     from hostzero.device import DEFAULT_FEATURES
 
@@ -116,6 +121,26 @@ async def _serve(service: Service, endpoint: Endpoint, overseer: Extra) -> None:
         serving.cancel()
         stopping.cancel()
         await asyncio.gather(serving, stopping, return_exceptions=True)
+
+
+def find_program() -> Path:
+    """Return the absolute path of the installed ``hostzero-device``.
+
+    It lies beside the `hostzero` that was called, beside the interpreter of a virtual environment,
+    among the scripts of the whole machine or of the user, or in PATH: the first that is there counts.
+
+    Raises:
+        UsageError: there is none.
+    """
+    folders = [Path(sys.argv[0]).parent, Path(sys.executable or sys.argv[0]).parent]
+    folders += [Path(sysconfig.get_path("scripts", scheme)) for scheme in _SCHEMES]
+    places = [(folder / PROGRAM).absolute() for folder in folders]
+    if in_path := shutil.which(PROGRAM):
+        places.append(Path(in_path).absolute())
+    for place in places:
+        if place.is_file() and os.access(place, os.X_OK):
+            return place
+    raise UsageError(f"--print-description: there is no program {PROGRAM} to name: is hostzero installed?")
 
 
 def main() -> None:
