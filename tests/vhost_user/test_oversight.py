@@ -69,6 +69,32 @@ def test_both_are_there_and_both_go(
         urllib.request.urlopen(url_in(caplog))
 
 
+@pytest.mark.parametrize("chosen", [False, True], ids=["named", "chosen"])
+def test_a_port_that_nobody_named_is_told(
+    chosen: bool, service: FakeService, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    address = (FREE[0], 0 if chosen else 9100)
+    # Somebody may have the port that is named here.
+    real = prometheus.MetricsEndpoint
+    monkeypatch.setattr(prometheus, "MetricsEndpoint", lambda _, scrape: real(FREE, scrape))
+
+    async def main() -> None:
+        with caplog.at_level(logging.INFO):
+            task = asyncio.ensure_future(oversee(service, metrics=address, tell=told.append))
+            while not (told or url_in(caplog)):
+                assert not task.done(), task.exception()
+                await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    asyncio.run(main())
+    assert bool(told) == chosen
+    assert all(line.startswith("metrics: http://127.0.0.1:") for line in told)
+    assert bool(url_in(caplog)) != chosen
+
+
 def test_nothing_is_opened_that_was_not_asked_for(service: FakeService) -> None:
     threads = threading.active_count()
 

@@ -56,7 +56,7 @@ _SCHEMES: Final = (sysconfig.get_default_scheme(), sysconfig.get_preferred_schem
 @click.option(
     "--metrics",
     metavar="[ADDR:]PORT",
-    help="Serve metrics to Prometheus, on 127.0.0.1 unless another address is named.",
+    help="Serve metrics to Prometheus, on 127.0.0.1 unless another address is named; port 0 is any free one.",
 )
 @click.option("--verbose", is_flag=True, help="Log sessions and queues too, not only what is wrong.")
 def command(
@@ -101,7 +101,7 @@ def command(
     service = Service(device_config(offered, discard_hints=discard_hints))
     _log_to_stderr(service, verbose=verbose)
     address = None if metrics is None else parse_address(metrics)
-    overseer = functools.partial(oversee, control=control, metrics=address)
+    overseer = functools.partial(oversee, control=control, metrics=address, tell=_tell)
     with open_endpoint(socket_path, fd) as endpoint:
         asyncio.run(_serve(service, endpoint, overseer))
 
@@ -146,6 +146,10 @@ def find_program() -> Path:
 def main() -> None:
     """Run ``hostzero-device``: the command alone, as a description file has to name it."""
     sys.exit(run(["device", *sys.argv[1:]]))
+
+
+def _tell(text: str) -> None:
+    click.echo(f"hostzero device: {text}", err=True)
 
 
 def _log_to_stderr(service: Service, *, verbose: bool) -> None:

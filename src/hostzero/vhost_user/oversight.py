@@ -7,6 +7,7 @@ import asyncio
 import functools
 import ipaddress
 import logging
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -20,7 +21,11 @@ _log = logging.getLogger(__name__)
 
 
 async def oversee(
-    service: Service, *, control: Path | None = None, metrics: tuple[str, int] | None = None
+    service: Service,
+    *,
+    control: Path | None = None,
+    metrics: tuple[str, int] | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> None:
     """Let `service` be steered and watched in the running loop, until cancelled.
 
@@ -28,6 +33,8 @@ async def oversee(
         service: the running backend.
         control: where the control socket is to be; None for none.
         metrics: the host and port for Prometheus (`parse_address`); None for none.
+        tell: hears where the metrics are if their port is chosen here; default: the log, as for a
+            port that was named.
 
     Raises:
         UsageError: the socket cannot be made, or the address cannot be listened on.
@@ -52,7 +59,10 @@ async def oversee(
             stack.push_async_callback(server.close)
             if not ipaddress.ip_address(metrics[0]).is_loopback:
                 _log.warning("metrics are served to other machines, without any check: %s", endpoint.url)
-            _log.info("metrics: %s", endpoint.url)
+            if tell is not None and metrics[1] == 0:
+                tell(f"metrics: {endpoint.url}")
+            else:
+                _log.info("metrics: %s", endpoint.url)
         await asyncio.Event().wait()
 
 
