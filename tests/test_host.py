@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hostzero.host import available_memory, describe_host, machine_line
+from hostzero.host import available_memory, describe_host, machine_line, memory_limit
 
 CPUINFO = "processor\t: 0\nmodel name\t: Great CPU @ 1 GHz\nflags\t\t: fpu hypervisor sse\n"
 MEMINFO = "MemTotal:  4096 kB\nMemAvailable:  1024 kB\nHugePages_Total:  3\n"
@@ -54,6 +54,15 @@ def test_a_machine_without_any_of_it_is_described_too(tmp_path: Path) -> None:
     assert host["hypervisor"] is False
     assert host["outer_reporting_order"] is None
     assert available_memory(tmp_path) == 0
+
+
+def test_the_limit_is_the_tightest_of_machine_and_cgroups(root: Path) -> None:
+    assert memory_limit(root) == 4096 * 1024
+    cgroup(root, "outer", "3000000", "2999999")
+    cgroup(root, "outer/inner", "max", "5")
+    assert memory_limit(root) == 3000000
+    cgroup(root, "outer", str(1 << 40), "0")
+    assert memory_limit(root) == 4096 * 1024
 
 
 def test_this_machine_is_plain_json_without_its_name() -> None:

@@ -63,6 +63,12 @@ def available_memory(root: Path = Path("/")) -> int:
     return available
 
 
+def memory_limit(root: Path = Path("/")) -> int:
+    """Return the bytes that a program could have if nobody else ran: all memory, or a cgroup's limit (v2)."""
+    limits = [_number(_read(group / "memory.max")) for group in _cgroups(root)]
+    return min([_meminfo(root).get("MemTotal", 0), *(limit for limit in limits if limit is not None)])
+
+
 def _cgroups(root: Path) -> list[Path]:
     # A limit binds everything below it, so every ancestor counts.
     for line in _read(root / "proc/self/cgroup").splitlines():

@@ -25,6 +25,7 @@ from tests.vm.stand_in import prepared_with, write_qemu
 @pytest.fixture(autouse=True)
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setattr("hostzero.host.memory_limit", lambda: 64 << 30)
 
 
 @pytest.fixture
@@ -76,6 +77,41 @@ def test_without_a_cache_it_says_what_to_run(
 def test_wrong_arguments_are_2(arguments: list[str], why: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["vm", *arguments]) == 2
     assert why in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("features", "why"),
+    [("foo", "'foo' is not"), ("+stats-vq,foo", "mixes names"), ("device-init-reported", "offer reporting")],
+)
+def test_features_are_refused_before_anything_starts(
+    features: str, why: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("hostzero.vm.prepared.load", None)
+    assert run(["vm", "run", "--features", features]) == 2
+    shown = capsys.readouterr().err
+    assert f"error: --features {features}: " in shown
+    assert why in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["run", "--memory", "8G"], "--memory 8G: the guest would have 8G, and this host has 3072M"),
+        (["compare"], "the two guests would have 4G, and this host has 3072M"),
+    ],
+)
+def test_memory_that_the_host_does_not_have_is_refused_before_anything_starts(
+    arguments: list[str],
+    why: str,
+    plans: list[Plan],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("hostzero.host.memory_limit", lambda: 3 << 30)
+    monkeypatch.setattr("hostzero.vm.accel.choose", None)
+    assert run(["vm", *arguments]) == 2
+    assert why in capsys.readouterr().err
+    assert plans == []
 
 
 def test_a_comparison_as_tables_and_files(

@@ -82,7 +82,10 @@ def run_command(
     each phase the table says how much of its memory the host has backed. 'auto' takes KVM where
     a guest boots with it, else software emulation. Ctrl-C ends all of it.
     """
+    from hostzero.device import DEFAULT_FEATURES
     from hostzero.units import parse_size
+    from hostzero.vhost_user.server import device_config
+    from hostzero.virtio.features import adjust_features
     from hostzero.vm.accel import choose
     from hostzero.vm.demo import MEMORY_MIN, run_demo
     from hostzero.vm.demo_view import open_view, print_run
@@ -93,6 +96,13 @@ def run_command(
     size = parse_size(memory)
     if size < MEMORY_MIN or size % (2 << 20):
         raise UsageError(f"--memory {memory}: at least {format_size(MEMORY_MIN)}, and a multiple of 2M")
+    _expect_memory(f"--memory {memory}: the guest", size)
+    if features is not None:
+        # The device would refuse them, too, but only when a guest is there.
+        try:
+            device_config(adjust_features(features, DEFAULT_FEATURES))
+        except UsageError as error:
+            raise UsageError(f"--features {features}: {error}") from error
     ready = load(cache or default_cache())
     with open_progress() as progress:
         chosen = choose(ready, accel, progress)
@@ -155,9 +165,19 @@ def compare_command(
     plan = Plan(append or SETTINGS, repeat, hugetlb)
     if hugetlb:
         require_pages(plan.guests_memory)
+    else:
+        _expect_memory("the two guests", plan.guests_memory)
     with terminable(), open_progress() as progress:
         comparison = run_compare(ready, choose(ready, accel, progress), plan, progress)
     write_output(json_path, to_json(comparison.to_document()))
     if markdown is not None:
         write_output(markdown, to_markdown(comparison, dt.date.today().isoformat()))
     print_comparison(comparison, console_beside(json_path, markdown))
+
+
+# A guest takes only what it touches, so that what is available now would be too strict a bound.
+def _expect_memory(who: str, size: int) -> None:
+    from hostzero.host import memory_limit
+
+    if size > (limit := memory_limit()):
+        raise UsageError(f"{who} would have {format_size(size)}, and this host has {limit >> 20}M of memory")
