@@ -63,6 +63,19 @@ def test_a_flood_is_cut_and_counted(written: Written) -> None:
     assert len(written.lines()) == BURST
 
 
+def test_what_goes_as_it_should_hides_no_warning(written: Written) -> None:
+    for _ in range(BURST + 3):
+        written.log.info("queue runs")
+    assert len(written.lines()) == BURST
+    written.log.warning("malformed")
+    assert written.lines() == [
+        "hostzero device: WARNING: no guest: (3 lines were left out before this one) malformed"
+    ]
+    for _ in range(BURST + 3):
+        written.log.warning("malformed")
+    assert len(written.lines()) == BURST - 1
+
+
 def test_an_error_is_never_left_out(written: Written) -> None:
     for _ in range(BURST + 1):
         written.log.warning("malformed")
