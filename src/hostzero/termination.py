@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""SIGTERM for work that has guests, devices or copies to clear away."""
+"""SIGTERM and SIGHUP for work that has guests, devices or copies to clear away."""
 
 from __future__ import annotations
 
@@ -7,6 +7,15 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+
+def ending_signals() -> tuple[signal.Signals, ...]:
+    """Return the signals that end this process and can be heard before that, but for Ctrl-C's.
+
+    A terminal that goes away sends SIGHUP; who started the process under ``nohup`` wants it to live on.
+    """
+    hears_hangup = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+    return (signal.SIGTERM, signal.SIGHUP) if hears_hangup else (signal.SIGTERM,)
 
 
 class Terminated(SystemExit):
@@ -38,8 +47,9 @@ def terminable() -> Iterator[None]:
     def terminated(number: int, _frame: object) -> None:
         raise Terminated(number)
 
-    before = signal.signal(signal.SIGTERM, terminated)
+    before = {number: signal.signal(number, terminated) for number in ending_signals()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -34,6 +34,15 @@ os.execv(sys.executable, [sys.executable, "-m", "hostzero", "device"])
 """
 
 
+# A terminal's hangup, whatever these tests run under: as it is, or ignored as under nohup.
+HANGUP = """
+import signal, sys
+signal.signal(signal.SIGHUP, getattr(signal, sys.argv.pop(1)))
+from hostzero.cli.main import main
+main()
+"""
+
+
 def started(command: Sequence[str], fds: Sequence[int] = ()) -> subprocess.Popen[str]:
     return subprocess.Popen(command, pass_fds=fds, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
@@ -98,14 +107,17 @@ def test_a_program_that_is_not_there_is_not_described(
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"]
+    ("number", "status"),
+    [(signal.SIGTERM, 0), (signal.SIGHUP, 0), (signal.SIGINT, 130)],
+    ids=["SIGTERM", "SIGHUP", "SIGINT"],
 )
 @pytest.mark.parametrize("busy", [False, True], ids=["idle", "in a session"])
 def test_a_signal_ends_it_and_leaves_nothing(
     number: signal.Signals, status: int, busy: bool, tmp_path: Path
 ) -> None:
     path, control = tmp_path / "s", tmp_path / "c"
-    process = started([*PROGRAM, "--socket-path", str(path), "--control", str(control)])
+    program = [sys.executable, "-c", HANGUP, "SIG_DFL", "device"]
+    process = started([*program, "--socket-path", str(path), "--control", str(control)])
     with connected(path) as sock:
         assert has_features(sock)
         if not busy:
@@ -118,6 +130,19 @@ def test_a_signal_ends_it_and_leaves_nothing(
     assert out == ""
     assert ("interrupted" in err) == (number == signal.SIGINT)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_under_nohup_a_hangup_ends_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    process = started([sys.executable, "-c", HANGUP, "SIG_IGN", "device", "--socket-path", str(path)])
+    with connected(path) as sock:
+        assert has_features(sock)
+        process.send_signal(signal.SIGHUP)
+    with connected(path) as another:
+        assert has_features(another)
+    process.terminate()
+    assert process.communicate(timeout=30) == ("", "")
+    assert process.returncode == 0
 
 
 def test_a_connected_descriptor_is_served_until_its_end() -> None:

@@ -12,7 +12,6 @@ import functools
 import logging
 import os
 import shutil
-import signal
 import sys
 import sysconfig
 from pathlib import Path
@@ -24,6 +23,7 @@ from hostzero.cli.device_log import DeviceLog
 from hostzero.cli.main import run
 from hostzero.document import to_json
 from hostzero.errors import UsageError
+from hostzero.termination import ending_signals
 
 if TYPE_CHECKING:
     from hostzero.vhost_user.server import Extra, Service
@@ -81,7 +81,8 @@ def command(
       -device vhost-user-test-device-pci,chardev=c0,virtio-id=5,num_vqs=5,vq_size=128,config_size=16
 
     One guest is served at a time; when it goes the next one may come. Started by systemd with a
-    socket, it needs neither --socket-path nor --fd. SIGTERM ends it.
+    socket, it needs neither --socket-path nor --fd. SIGTERM ends it, and so does SIGHUP
+    except under nohup.
     """  # noqa: D301 - Click knows what not to wrap by the character, not by its name
     if print_capabilities:
         click.echo(to_json(CAPABILITIES), nl=False)
@@ -108,7 +109,8 @@ def command(
 
 async def _serve(service: Service, endpoint: Endpoint, overseer: Extra) -> None:
     stop = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    for number in ending_signals():
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     serve = service.serve if endpoint.listening else service.serve_connection
     serving = asyncio.ensure_future(serve(endpoint.detach(), [overseer]))
     stopping = asyncio.ensure_future(stop.wait())

@@ -36,6 +36,7 @@ from qemu.qmp.qmp_client import ExecuteError
 from hostzero.conform.qtest import ANSWER_SECONDS, Qtest
 from hostzero.errors import TargetError, UsageError
 from hostzero.qmp import Monitor
+from hostzero.termination import ending_signals
 
 CONNECT_SECONDS: Final = 30.0
 """How long QEMU may take to start."""
@@ -224,7 +225,7 @@ def _signals_wait() -> Iterator[None]:
     def note(number: int, frame: FrameType | None) -> None:
         arrived.append((number, frame))
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, *ending_signals())}
     try:
         yield
     finally:
