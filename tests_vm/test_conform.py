@@ -56,6 +56,7 @@ def test_a_processor_that_stands_still_is_as_good_as_none(prepared: Prepared, tm
     target = QemuTarget(script(tmp_path, prepared, {"QEMU_MODULE_DIR": str(tmp_path)}))
     report = run_suite(target, select(["inflate-", "stats-", "report-"]))
     assert by_outcome(report, Outcome.FAIL) == by_outcome(report, Outcome.SHOULD) == []
+    assert by_outcome(report, Outcome.NOT_RUN) == []
     assert by_outcome(report, Outcome.PASS)
 
 
