@@ -7,6 +7,8 @@ What it does to a guest is in `tests/vhost_user`; steering it in `test_device_co
 from __future__ import annotations
 
 import json
+import re
+import select
 import signal
 import socket
 import subprocess
@@ -143,6 +145,17 @@ def test_under_nohup_a_hangup_ends_nothing(tmp_path: Path) -> None:
     process.terminate()
     assert process.communicate(timeout=30) == ("", "")
     assert process.returncode == 0
+
+
+def test_the_port_of_the_metrics_is_told(tmp_path: Path) -> None:
+    process = started([*PROGRAM, "--socket-path", str(tmp_path / "s"), "--metrics", "0"])
+    with process:
+        assert process.stderr is not None
+        ready, _, _ = select.select([process.stderr], [], [], 30)
+        process.terminate()
+        _, err = process.communicate(timeout=30)
+    assert ready
+    assert re.fullmatch(r"hostzero device: metrics: http://127\.0\.0\.1:\d+/metrics\n", err)
 
 
 def test_a_connected_descriptor_is_served_until_its_end() -> None:

@@ -34,7 +34,7 @@ class Backend:
         self.socket, self.control = where / "vu.sock", where / "ctl.sock"
         self.process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "hostzero", "device", "--metrics", "0"),
+                *(sys.executable, "-m", "hostzero", "device", "--verbose", "--metrics", "0"),
                 *("--socket-path", str(self.socket), "--control", str(self.control)),
             ],
             stderr=subprocess.PIPE,
