@@ -275,7 +275,10 @@ def test_a_target_before_there_is_memory(ram: Ram) -> None:
     with pytest.raises(DeviceError):
         device.set_target(1 << 32)
     device.set_memory(GuestMemory.whole(ram))
-    assert device.target == 1 << 20
+    assert device.target == ram.size // PAGE_SIZE
+    device.set_target(3)
+    device.set_memory(GuestMemory.whole(ram))
+    assert device.target == 3
 
 
 def test_actual_is_what_the_driver_writes(guest: Guest) -> None:

@@ -178,6 +178,10 @@ def test_malformed_requests_are_logged_up_to_a_limit(guest: Guest, caplog: pytes
             guest.send(QueueRole.INFLATE, (), [(BITMAP_AT, 1)])
     assert len(caplog.records) == LOG_LINES_MAX
     assert "malformed request on the inflate queue: the request has no device-readable PFN" in caplog.text
+    assert [record.message.endswith("more of these are only counted") for record in caplog.records] == [
+        *[False] * (LOG_LINES_MAX - 1),
+        True,
+    ]
     assert guest.device.metrics.inflate.malformed == LOG_LINES_MAX + 5
 
 

@@ -154,8 +154,10 @@ def test_a_failed_discard_is_not_zero_and_is_logged(
 
     monkeypatch.setattr(libc, "punch_hole", refuse)
     with caplog.at_level(logging.WARNING, "hostzero.ram"):
-        assert memory.discard(HIGH, PAGE_SIZE) is False
+        for _ in range(3):
+            assert memory.discard(HIGH, PAGE_SIZE) is False
     assert "sealed" in caplog.text
+    assert len(caplog.records) == 1
 
 
 def test_a_discard_that_is_proven_in_part_is_not_proven(monkeypatch: pytest.MonkeyPatch) -> None:

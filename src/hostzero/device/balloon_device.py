@@ -340,14 +340,17 @@ class BalloonDevice:
         Raises:
             DeviceError: it is negative, more than guest RAM, or more than 32 bits.
         """
-        spans = self._state.discarder.spans
-        # A vhost-user session has a target before it has memory (SET_MEM_TABLE).
-        most = min(sum(span.end - span.first for span in spans), PAGES_MAX) if spans else PAGES_MAX
-        if not 0 <= pages <= most:
-            raise DeviceError(f"a target of {pages} pages is not between 0 and {most}")
+        if not 0 <= pages <= self._most:
+            raise DeviceError(f"a target of {pages} pages is not between 0 and {self._most}")
         self._state.space.num_pages = pages
         # Also if it is the old one: a driver that ran out of memory on the way tries again.
         self._announce_config()
+
+    # A vhost-user session has a target before it has memory (SET_MEM_TABLE).
+    @property
+    def _most(self) -> int:
+        spans = self._state.discarder.spans
+        return min(sum(span.end - span.first for span in spans), PAGES_MAX) if spans else PAGES_MAX
 
     def request_stats(self) -> bool:
         """Ask for fresh statistics; False if the device holds no buffer with which to ask."""
@@ -414,6 +417,8 @@ class BalloonDevice:
         if self._queues:
             raise DeviceError("guest memory cannot change under queues that are set up; reset first")
         self._state.discarder.use(memory)
+        # The target may be older than this memory: set for the guest before, or for none.
+        self._state.space.num_pages = min(self._state.space.num_pages, self._most)
 
     def reset(self) -> None:
         """Drop queues, held buffers, features, poison value, and what is in the balloon.

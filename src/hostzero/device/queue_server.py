@@ -124,7 +124,8 @@ class QueueServer:
         self._metrics.malformed += 1
         self._handler.refused()
         if self._metrics.malformed <= LOG_LINES_MAX:
-            _log.warning("malformed request on the %s queue: %s", self.role.value, error)
+            last = "; more of these are only counted" * (self._metrics.malformed == LOG_LINES_MAX)
+            _log.warning("malformed request on the %s queue: %s%s", self.role.value, error, last)
 
     # A driver that reset the device from an earlier interrupt has no queue any more; then
     # everything was published before, and there is nothing to do.

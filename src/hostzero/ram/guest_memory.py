@@ -57,6 +57,7 @@ class GuestMemory:
         # views are not kept: they would hold the memory of a region that is closed.
         self._starts = [int(region.gpa) for region in self.regions]
         self._bounds = [(int(r.gpa), int(r.gpa) + r.size, r.ram, r.offset) for r in self.regions]
+        self._failure_logged = False
 
     @classmethod
     def whole(cls, ram: Ram) -> GuestMemory:
@@ -116,8 +117,12 @@ class GuestMemory:
         """
         ram, offset, size = self._locate(gpa, length)
         proof = ram.discard(offset, size)
-        if proof.error is not None:
-            _log.warning("discard of %d bytes at %#x failed: %s", size, gpa, proof.error)
+        if proof.error is not None and not self._failure_logged:
+            # A backing that fails fails each time, and a guest decides how often that is.
+            self._failure_logged = True
+            _log.warning(
+                "discard of %d bytes at %#x failed: %s; more of these are not told", size, gpa, proof.error
+            )
         return proof.covers(offset, size)
 
     def _locate(self, gpa: Gpa, length: int) -> tuple[Ram, int, int]:
