@@ -43,4 +43,4 @@ def test_what_is_the_same_was_said_before() -> None:
 def test_an_episode_needs_what_a_setup_says() -> None:
     for part in parts():
         if part[0] == "needs":
-            assert part[1] in {*CHOICES, "unchecked", "believed_balloon"}
+            assert part[1] in {*CHOICES, "unchecked", "believed_balloon", "little_memory"}

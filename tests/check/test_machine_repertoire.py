@@ -37,6 +37,7 @@ UNCHECKED = {"debug_vm": False, "init_on_alloc": False, "init_on_free": False, "
         ("believed_balloon", {}, {"features": 2}),  # no bit 7
         ("believed_balloon", {}, {"page_poisoning": True}),
         ("believed_balloon", {}, {"confidential": True}),
+        ("little_memory", {}, {"mib": 16}),
     ],
 )
 def test_what_a_guest_cannot_live_is_not_drawn(
@@ -74,9 +75,9 @@ def test_a_guest_begins_with_what_it_alone_can_do() -> None:
             does = repertoire(setup, OPERATIONS, 0)
             return [step[0] for step in steps_of(world, OPERATIONS, does, 5, first=first)]
 
-    assert "take_from_cma" in names(plain_setup(cma=True, mib=8, features=5), 3)
+    assert "take_from_cma" in names(plain_setup(cma=True, mib=16, features=5), 3)
     # Without anything of its own it begins with one episode after the other.
-    nothing = plain_setup(features=5)
+    nothing = plain_setup(features=5, mib=16)
     assert episodes_of(nothing) == list(COMMON)
     assert len({tuple(names(nothing, first)) for first in range(6)}) > 3
 

@@ -61,6 +61,7 @@ _ALL: Final[tuple[tuple[Move, ...], ...]] = (
     # no larger block is left, and what would make one waits in pieces on a CPU's list: for kernel memory
     # compaction comes before the lists are drained, and captures what a drain on its way puts together
     (
+        ("needs", "little_memory"),
         START,
         ("crowd", ANY, (0, 1, 1, 2), ANY),
         ("thin_out", ANY, (0, 1, 1, 2)),

@@ -31,6 +31,8 @@ EVERYTHING: Final = 4
 """One guest in so many does everything."""
 ANYBODYS: Final = ("between", "look", "drop")
 """Groups of operations that every guest has."""
+LITTLE: Final = 8
+"""MiB of memory up to which a guest is filled quickly."""
 OFTEN: Final = 8
 """How often an episode is there that needs something, where it is."""
 
@@ -54,6 +56,9 @@ def has(setup: dict[str, Any], need: str) -> bool:
     if need == "believed_balloon":
         bitmaps = Feature.DEVICE_INIT_ON_INFLATE in FEATURES[setup["features"]]
         return bitmaps and not setup["page_poisoning"] and not setup["confidential"]
+    if need == "little_memory":
+        # Where there is more, compaction seldom comes past the one place that matters.
+        return int(setup["mib"]) <= LITTLE
     return bool(setup[need])
 
 
