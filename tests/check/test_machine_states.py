@@ -146,7 +146,7 @@ def test_more_was_zeroed_than_was_handed_out() -> None:
 
 def test_a_process_that_has_all_memory_gives_a_page_for_the_table_it_needs() -> None:
     steps: list[list[Any]] = [["mmap", 0, 0, 0], ["mmap", 0, 4, 1], ["crowd", 0, 0, 0], ["thin_out", 1, 0]]
-    with world(*steps, mib=4) as made:
+    with world(*steps) as made:
         made.close()
 
 

@@ -276,9 +276,26 @@ def test_a_target_before_there_is_memory(ram: Ram) -> None:
         device.set_target(1 << 32)
     device.set_memory(GuestMemory.whole(ram))
     assert device.target == ram.size // PAGE_SIZE
+    # Less memory, and more again: what was wanted is remembered.
+    device.set_memory(GuestMemory.whole(ram))
+    device.set_memory(GuestMemory([]))
+    assert device.target == 1 << 20
     device.set_target(3)
     device.set_memory(GuestMemory.whole(ram))
     assert device.target == 3
+
+
+def test_a_target_that_is_cut_is_told_to_a_driver_that_runs(ram: Ram) -> None:
+    device = BalloonDevice(GuestMemory([]))
+    device.set_target(1 << 20)
+    device.set_driver_features(int(Feature.VERSION_1))
+    device.set_status(FEATURES_OK)
+    device.set_status(DRIVER_OK)
+    told: list[int] = []
+    device.on_config_change(lambda: told.append(device.target))
+    device.set_memory(GuestMemory.whole(ram))
+    device.set_memory(GuestMemory.whole(ram))
+    assert told == [ram.size // PAGE_SIZE]
 
 
 def test_actual_is_what_the_driver_writes(guest: Guest) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from contextlib import suppress
 from typing import Any, Final
 
 import numpy as np
@@ -15,7 +16,7 @@ from hostzero.errors import UsageError
 from hostzero.machine import Machine
 from hostzero.mm import MmConfig
 from hostzero.mm.mmzone import ZoneSpec
-from hostzero.ram import Ram, open_ram
+from hostzero.ram import Ram, libc, open_ram
 from hostzero.units import PAGE_SIZE
 from hostzero.virtio.features import Feature, QueueRole
 
@@ -139,6 +140,10 @@ def boot(setup: dict[str, Any]) -> tuple[Ram, Machine, Rest]:
     """Boot a machine on memory full of dirt; return it with what is beside its memory in the same file."""
     size = setup["mib"] * MIB
     ram, rest = open_part(size) if setup["backing"] == PART else (open_ram(size, setup["backing"]), ())
+    if setup["backing"] in FILES:
+        # What is known to be absent is looked at page by page, also where this host has huge pages for files.
+        with suppress(OSError):  # a kernel without huge pages has no such advice
+            libc.madvise(ram.array(np.uint8).ctypes.data, size, mmap.MADV_NOHUGEPAGE)
     ram.array(np.uint8)[:] = DIRT
     machine = Machine(ram=ram, device=device_config(setup["features"], setup), mm=mm_config(setup))
     machine.mm.page_reporting.order = setup["reporting"][1]

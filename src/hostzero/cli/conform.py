@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import logging
 import signal
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from hostzero.cli.output import PATH, check_outputs, console_beside, write_output
+from hostzero.cli.output import PATH, STDOUT, check_outputs, console_beside, write_output
 from hostzero.document import to_json
 from hostzero.termination import terminable
 
@@ -116,8 +116,12 @@ def command(
             open_progress(len(cases)) as progress,
         ):
             report = run_suite(device, cases, known=known, strict=strict, rerun=rerun, progress=progress)
-        _save(report, json_path, junit_path)
-    print_report(report, console_beside(json_path, junit_path), verbose=verbose)
+            # Before the progress ends: where the terminal is gone, that fails.
+            _save(report, json_path, junit_path, piped=False)
+        _save(report, json_path, junit_path, piped=True)
+    # After a signal there may be no terminal any more.
+    with suppress(*([OSError] if report.signal else [])):
+        print_report(report, console_beside(json_path, junit_path), verbose=verbose)
     if report.signal == signal.SIGINT:
         raise KeyboardInterrupt
     if report.signal:
@@ -137,9 +141,11 @@ def _log_level(level: int) -> Iterator[None]:
         log.setLevel(before)
 
 
-def _save(report: Report, json_path: Path | None, junit_path: Path | None) -> None:
-    write_output(json_path, to_json(report.to_json()))
-    if junit_path is not None:
+# What goes to standard output, or what goes to files.
+def _save(report: Report, json_path: Path | None, junit_path: Path | None, *, piped: bool) -> None:
+    if (json_path == STDOUT) == piped:
+        write_output(json_path, to_json(report.to_json()))
+    if junit_path is not None and (junit_path == STDOUT) == piped:
         from hostzero.conform.junit import to_junit
 
         write_output(junit_path, to_junit(report))

@@ -2,7 +2,7 @@
 """``hostzero device``: a balloon device for a virtual machine, by QEMU's conventions for backends.
 
 The conventions (QEMU's `docs/interop/vhost-user.rst`): ``--socket-path`` or ``--fd``,
-``--print-capabilities``, a description file, and SIGTERM ends it quickly and cleanly.
+``--print-capabilities``, a description file, and SIGTERM ends it quickly and cleanly (as SIGHUP does here).
 """
 
 from __future__ import annotations

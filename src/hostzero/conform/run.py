@@ -51,14 +51,14 @@ def run_suite(
 ) -> Report:
     """Run cases one after the other and return what became of them.
 
-    If the target is gone after some cases, or Ctrl-C or SIGTERM ends the run (inside `terminable`),
+    If the target is gone after some cases, or Ctrl-C, SIGTERM or SIGHUP ends the run (in `terminable`),
     the report has what was judged until then, and the rest as not run. `rerun` is the command line of
     this run without its cases, for the report.
 
     Raises:
         UsageError: the target cannot be reached at all.
         KeyboardInterrupt: Ctrl-C came before anything was judged.
-        Terminated: SIGTERM did.
+        Terminated: SIGTERM or SIGHUP did.
     """
     progress = Silent() if progress is None else progress
     chosen = tuple(cases)

@@ -63,6 +63,7 @@ class BalloonDevice:
         self.metrics: BalloonMetrics = self._state.metrics
         partial = PartialPages()
         self._stats = StatsQueue(self._state)
+        self._wanted = 0  # the target before it is cut to what memory there is
         self._hint = FreePageHintQueue(self._state, discard=self.config.discard_hints)
         self._handlers: dict[QueueRole, QueueHandler] = {
             QueueRole.INFLATE: InflateQueue(self._state, partial),
@@ -342,7 +343,7 @@ class BalloonDevice:
         """
         if not 0 <= pages <= self._most:
             raise DeviceError(f"a target of {pages} pages is not between 0 and {self._most}")
-        self._state.space.num_pages = pages
+        self._state.space.num_pages = self._wanted = pages
         # Also if it is the old one: a driver that ran out of memory on the way tries again.
         self._announce_config()
 
@@ -418,7 +419,10 @@ class BalloonDevice:
             raise DeviceError("guest memory cannot change under queues that are set up; reset first")
         self._state.discarder.use(memory)
         # The target may be older than this memory: set for the guest before, or for none.
-        self._state.space.num_pages = min(self._state.space.num_pages, self._most)
+        pages = min(self._wanted, self._most)
+        if pages != self._state.space.num_pages:
+            self._state.space.num_pages = pages
+            self._announce_config()
 
     def reset(self) -> None:
         """Drop queues, held buffers, features, poison value, and what is in the balloon.
