@@ -13,18 +13,16 @@ from hostzero.check.machine_ops import load_operations, perform
 from hostzero.check.users import Area
 from hostzero.check.violation import Violated
 from hostzero.check.world import World
-from hostzero.check.world_setup import PART, plain_setup
+from hostzero.check.world_setup import PART
 from hostzero.mm.page_flags import PG_zeroed
 from hostzero.units import PAGE_SIZE
+from tests.check import worlds
 
 load_operations()
 
 
 def world(*steps: list[Any], **setup: Any) -> World:
-    made = World(plain_setup(**{"mib": 8, **setup}))
-    for step in steps:
-        perform(made, step)
-    return made
+    return worlds.world(*steps, **{"mib": 8, **setup})
 
 
 def test_what_was_read_as_zero_stays_known() -> None:

@@ -20,6 +20,7 @@ from hostzero.virtio.features import Feature, QueueRole
 
 if TYPE_CHECKING:
     from hostzero.machine import Machine
+    from hostzero.mm import MmConfig
 
 NO_FAULT: Final = 0
 HALF: Final = 1  # part is dropped, nothing proven
@@ -77,10 +78,10 @@ class Host:
         # What the guest may believe, worked out from what is offered and how the guest is built.
         fills = machine.mm.config.page_poisoning or machine.mm.config.want_init_on_free
         offered = device.config.offered
-        believes = not machine.mm.config.page_poisoning and not machine.mm.config.confidential
         reports = Feature.REPORTING in offered and (not fills or Feature.PAGE_POISON in offered)
-        self.trusted_lengths = believes and reports and Feature.DEVICE_INIT_REPORTED in offered
-        self.trusted_bitmaps = believes and Feature.DEVICE_INIT_ON_INFLATE in offered
+        trusts = believes(machine.mm.config)
+        self.trusted_lengths = trusts and reports and Feature.DEVICE_INIT_REPORTED in offered
+        self.trusted_bitmaps = trusts and Feature.DEVICE_INIT_ON_INFLATE in offered
         handlers: Any = device._handlers
         self._report = handlers[QueueRole.REPORTING].handle
         self._inflate = handlers[QueueRole.INFLATE].handle
@@ -204,6 +205,11 @@ class Host:
 
     def _covers(self, first: int, end: int) -> bool:
         return any(low <= first and end <= high for low, high in self._proven)
+
+
+def believes(guest: MmConfig) -> bool:
+    """Return whether a guest is built to believe a device that says that pages are zero."""
+    return not guest.page_poisoning and not guest.confidential
 
 
 def _short(length: int, lie: int) -> int:

@@ -67,6 +67,12 @@ PLACES: Final = (
 _OWN_ORDER: Final = -1
 
 
+def folio_heads(mem: Memory, pfns: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the first page of the folio of each page; a page that is in none is its own."""
+    links = mem.compound_head[pfns].astype(np.int64)
+    return np.where(links & 1, links >> 1, pfns)
+
+
 def found(kind: Kind, what: str, pfn: int | None = None, **more: Any) -> NoReturn:
     """Stop because something is as it must never be."""
     raise Violated(Violation(kind, what, pfn, **more))

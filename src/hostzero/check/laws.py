@@ -16,7 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hostzero.check.host import Host
-from hostzero.check.inventory import BALLOON, DEFERRED, FREE, OWNED, PLACES, POOL, Inventory, found
+from hostzero.check.inventory import (
+    BALLOON,
+    DEFERRED,
+    FREE,
+    OWNED,
+    PLACES,
+    POOL,
+    Inventory,
+    folio_heads,
+    found,
+)
 from hostzero.mm.hugetlb_pool import hstate_is_gigantic
 from hostzero.mm.mmzone import HPAGE_PMD_ORDER, PAGEBLOCK_NR_PAGES, PAGEBLOCK_ORDER, Memory
 from hostzero.mm.page_flags import PGTY_hugetlb
@@ -98,8 +108,8 @@ class Laws:
         *,
         isolates: bool,
         isolated: tuple[int, int] = (0, 0),
-        unasked: bool = False,
-        touches: bool = False,
+        unasked: bool,
+        touches: bool,
     ) -> None:
         """Compare.
 
@@ -298,8 +308,7 @@ def _may_be_put_together(mem: Memory, order: int) -> bool:
 # To whom each page is mapped, by its folio; tables and the kernel's own have nobody.
 def _mappings(mem: Memory, pages: int) -> NDArray[np.int64]:
     mappings: NDArray[np.int64] = mem.mem_map["mapping"]
-    links = mem.compound_head[:pages].astype(np.int64)
-    return mappings[np.where(links & 1, links >> 1, np.arange(pages))]
+    return mappings[folio_heads(mem, np.arange(pages))]
 
 
 def _heads(mask: NDArray[np.bool_], pages: Inventory) -> list[int]:

@@ -9,12 +9,13 @@ and memory that is left alone by everybody else comes back to the same kind of u
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from hostzero.check.host import believes
 from hostzero.check.machine_episodes import COMMON, EPISODES
 from hostzero.check.machine_moves import ANY, BETWEEN, GROUPS, SAME, Move
-from hostzero.check.world_setup import FEATURES
+from hostzero.check.world_setup import FEATURES, mm_config
 from hostzero.virtio.features import Feature
 
 if TYPE_CHECKING:
@@ -47,19 +48,31 @@ def episodes_of(setup: dict[str, Any]) -> list[tuple[Move, ...]]:
 
 
 def has(setup: dict[str, Any], need: str) -> bool:
-    """Return whether a guest has what an episode needs."""
-    if need == "unchecked":
-        # Where pages are checked, an owner's flag would cost the page.
-        return not any(
-            setup[name] for name in ("debug_vm", "page_poisoning", "init_on_alloc", "init_on_free")
-        )
-    if need == "believed_balloon":
-        bitmaps = Feature.DEVICE_INIT_ON_INFLATE in FEATURES[setup["features"]]
-        return bitmaps and not setup["page_poisoning"] and not setup["confidential"]
-    if need == "little_memory":
-        # Where there is more, compaction seldom comes past the one place that matters.
-        return int(setup["mib"]) <= LITTLE
-    return bool(setup[need])
+    """Return whether a guest has what an episode needs: one of `NEEDS`, or a part of the setup."""
+    return NEEDS[need](setup) if need in NEEDS else bool(setup[need])
+
+
+def _unchecked(setup: dict[str, Any]) -> bool:
+    # Where pages are checked, an owner's flag would cost the page.
+    return not any(setup[name] for name in ("debug_vm", "page_poisoning", "init_on_alloc", "init_on_free"))
+
+
+def _believed_balloon(setup: dict[str, Any]) -> bool:
+    offered = FEATURES[setup["features"]]
+    return Feature.DEVICE_INIT_ON_INFLATE in offered and believes(mm_config(setup))
+
+
+def _little_memory(setup: dict[str, Any]) -> bool:
+    # Where there is more, compaction seldom comes past the one place that matters.
+    return int(setup["mib"]) <= LITTLE
+
+
+NEEDS: Final[dict[str, Callable[[dict[str, Any]], bool]]] = {
+    "unchecked": _unchecked,
+    "believed_balloon": _believed_balloon,
+    "little_memory": _little_memory,
+}
+"""What an episode may need besides a part of the setup that is true."""
 
 
 class Repertoire(NamedTuple):

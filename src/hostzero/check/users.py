@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hostzero.check.absent import first_wrong, wrong_bytes
-from hostzero.check.inventory import OWNED, Inventory, found
+from hostzero.check.inventory import OWNED, Inventory, folio_heads, found
 from hostzero.mm import MemoryManager, Process
 from hostzero.mm.hugetlbfs import HugetlbFile
 from hostzero.mm.mmzone import NO_PAGE
@@ -211,8 +211,7 @@ class Contents:
         """A private mapping of a file shows the file, but for pages that are its own by now."""
         if area.file is None or area.under is None:
             return
-        links = self.mem.compound_head[pfns].astype(np.int64)
-        heads = np.where(links & 1, links >> 1, pfns)
+        heads = folio_heads(self.mem, pfns)
         shown = np.ones(len(area.content), dtype=np.bool_)
         shown[numbers[~np.isin(heads, area.file.file.pages)] - area.start] = False
         area.content[shown] = area.under[shown]
@@ -236,8 +235,7 @@ class Contents:
     ) -> None:
         """Compare the records of mapped pages with the tables that map them."""
         records = self.mem.mem_map
-        links = self.mem.compound_head[pfns].astype(np.int64)
-        heads = np.where(links & 1, links >> 1, pfns)
+        heads = folio_heads(self.mem, pfns)
         keep = self.pages.types[heads] != PGTY_hugetlb
         numbers, pfns, heads, huge = numbers[keep], pfns[keep], heads[keep], huge[keep]
         bad = (

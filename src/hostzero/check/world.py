@@ -103,8 +103,12 @@ class World:
             call: what is done; it can be done again after it has failed.
             user: the process that does it, which keeps what it has.
         """
-        others = (self.give_to_tables, self.give_blocks_back, partial(self.end_other, user))
-        for give in (*others, partial(self.drop_pages, user)):
+        for give in (
+            self.give_to_tables,
+            self.give_blocks_back,
+            partial(self.end_other, user),
+            partial(self.drop_pages, user),
+        ):
             try:
                 return call()
             except OutOfMemory:
