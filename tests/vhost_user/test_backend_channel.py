@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
 
 import pytest
 
@@ -13,6 +12,7 @@ from hostzero.errors import MessageError
 from hostzero.vhost_user.backend_channel import BackendChannel
 from hostzero.vhost_user.connection import Fd
 from hostzero.vhost_user.metrics import ServiceMetrics
+from tests.vhost_user.at_once import at_once
 from tests.vhost_user.backend import null_fd, open_fds
 from tests.vhost_user.front_end import header
 
@@ -53,10 +53,7 @@ def test_a_front_end_that_makes_the_channel_blocking_again_stops_nothing() -> No
     while channel.config_change():
         pass
     kept.setblocking(True)
-    telling = threading.Thread(target=channel.config_change, daemon=True)
-    telling.start()
-    telling.join(10.0)
-    assert not telling.is_alive()
+    at_once(channel.config_change)
     assert metrics.config_changes_dropped == 2
     channel.close()
     kept.close()

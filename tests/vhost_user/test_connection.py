@@ -7,7 +7,6 @@ import contextlib
 import os
 import socket
 import struct
-import threading
 from collections.abc import Iterator
 
 import pytest
@@ -15,6 +14,7 @@ import pytest
 from hostzero.errors import ConnectionLost, MessageError
 from hostzero.vhost_user.connection import CLOSED, Connection, Fd, Message, Peer
 from hostzero.vhost_user.messages import FDS_MAX, FLAG_NEED_REPLY, Header
+from tests.vhost_user.at_once import at_once
 from tests.vhost_user.backend import null_fd, open_fds
 from tests.vhost_user.front_end import header
 
@@ -144,17 +144,11 @@ def test_a_socket_that_lingers_is_closed_without_waiting(ends: Ends, lingering: 
         with contextlib.suppress(MessageError), ends.receive():
             pass
 
-    taking = threading.Thread(target=take, daemon=True)
-    taking.start()
-    taking.join(10.0)
-    assert not taking.is_alive()
+    at_once(take)
 
 
 def test_a_connection_over_a_socket_that_lingers_is_closed_without_waiting(lingering: int) -> None:
-    closing = threading.Thread(target=Connection(socket.socket(fileno=lingering)).close, daemon=True)
-    closing.start()
-    closing.join(10.0)
-    assert not closing.is_alive()
+    at_once(Connection(socket.socket(fileno=lingering)).close)
 
 
 def test_descriptors_of_a_message_that_never_becomes_whole_are_closed(ends: Ends) -> None:
@@ -210,9 +204,7 @@ def test_a_peer_that_does_not_read_is_given_up(ends: Ends) -> None:
 def test_a_socket_that_somebody_makes_blocking_again_does_not_wait(ends: Ends) -> None:
     os.set_blocking(ends.near.sock.fileno(), True)
     heard: list[Message | None] = []
-    receiving = threading.Thread(target=lambda: heard.append(ends.near.receive()), daemon=True)
-    receiving.start()
-    receiving.join(10.0)
+    at_once(lambda: heard.append(ends.near.receive()))
     assert heard == [None]
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from hostzero.vhost_user import eventfds
 from hostzero.vhost_user.eventfds import is_eventfd, notify, take
+from tests.vhost_user.at_once import at_once
 from tests.vhost_user.backend import null_fd
 
 FULL = (1 << 64) - 2
@@ -31,13 +31,6 @@ def old_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
     monkeypatch.setattr(os, "preadv", preadv)
-
-
-def at_once(act: Callable[[], object]) -> None:
-    done = threading.Thread(target=act, daemon=True)
-    done.start()
-    done.join(10.0)
-    assert not done.is_alive()
 
 
 def test_what_is_notified_is_taken_once(fd: int) -> None:

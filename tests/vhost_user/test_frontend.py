@@ -4,7 +4,6 @@ from __future__ import annotations
 import os
 import select
 import struct
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from hostzero.vhost_user.frontend import NOTIFICATIONS_MAX, QUEUE_SIZE_MAX, USER
 from hostzero.vhost_user.frontend_session import FrontEndSession
 from hostzero.virtio.ring_layout import RingLayout
 from hostzero.virtio.transport import Status, Transport
+from tests.vhost_user.at_once import at_once
 from tests.vhost_user.scripted_backend import BIT_30, ScriptedBackend
 
 SECONDS = 20.0
@@ -150,12 +150,7 @@ def test_a_backend_that_makes_the_descriptors_blocking_stops_nothing(
         os.set_blocking(fd, True)
     # As if the backend had taken its own notification back once this end had seen it.
     monkeypatch.setattr(select, "select", lambda *_: ([transport._queues[0].call], [], []))
-    done = threading.Thread(
-        target=transport.notify if blocked == "kick" else transport.wait, args=[0], daemon=True
-    )
-    done.start()
-    done.join(10.0)
-    assert not done.is_alive()
+    at_once(lambda: transport.notify(0) if blocked == "kick" else transport.wait(0))
     monkeypatch.undo()
 
 
