@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from hostzero.device import BalloonDevice, DeviceConfig
 from hostzero.ram import Ram
-from tests.device.guest import Guest, HugeMemory, WrappedMemory, ram_of
+from tests.device.guest import ALL_FEATURES, Guest, HugeMemory, WrappedMemory, ram_of
 
 
 @pytest.fixture
@@ -28,3 +29,9 @@ def guest(ram: Ram) -> Guest:
 def huge_guest(ram: Ram) -> Guest:
     """A guest that accepted every feature, on host pages of 2 MiB."""
     return Guest(HugeMemory(ram))
+
+
+@pytest.fixture
+def device(ram: Ram) -> BalloonDevice:
+    """A device that offers everything and that nobody has touched."""
+    return BalloonDevice(WrappedMemory(ram), DeviceConfig(features=ALL_FEATURES))

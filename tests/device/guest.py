@@ -40,6 +40,8 @@ SCRATCH_AT = (DATA_PAGES + 80) * PAGE_SIZE
 FILL = 0xA5
 ALL_FEATURES = DeviceConfig().features | Feature.MUST_TELL_HOST | Feature.PAGE_POISON
 STARTING = int(Status.ACKNOWLEDGE | Status.DRIVER)
+FEATURES_OK = STARTING | int(Status.FEATURES_OK)
+DRIVER_OK = FEATURES_OK | int(Status.DRIVER_OK)
 
 Segments = Sequence[tuple[int, int]]
 
@@ -278,3 +280,14 @@ def ram_of(backing: str = "anonymous") -> Iterator[Ram]:
     """Open guest RAM of `RAM_BYTES`."""
     with open_ram(RAM_BYTES, backing) as ram:
         yield ram
+
+
+def layout_on(
+    device: BalloonDevice, size: int = 8, page: int = RING_PAGES[QueueRole.INFLATE][0]
+) -> RingLayout:
+    """Return a ring at a page of the device's guest memory."""
+    return RingLayout.contiguous(device._state.discarder.memory, size, Gpa(page * PAGE_SIZE))
+
+
+def ignore() -> None:
+    """Be an interrupt that nobody waits for."""
