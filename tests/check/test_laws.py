@@ -49,6 +49,27 @@ def test_a_known_page_that_the_host_has_to_back_again_is_a_loss() -> None:
     assert (found.kind, found.what) == ("lost", "the host had to back a page that was known to be zero")
 
 
+def drop_a_hint(made: World) -> None:
+    """Fault a mapping in as if one page of it had been asked for as memory of any content."""
+    made.untouched = True
+    populate(made, 0)
+    made.mem.vm[0].known_zero_bytes -= PAGE_SIZE
+    made.mem.vm[0].dropped_hint_bytes += PAGE_SIZE
+
+
+def test_a_hint_that_a_fault_does_not_use_is_a_loss() -> None:
+    found = violation_of(world(["flush", 0], ["mmap", 0, 4, 0], thp="never"), drop_a_hint)
+    what = "a page that was known to be zero was asked for as if that did not matter"
+    assert (found.kind, found.what) == ("lost", what)
+
+
+@pytest.mark.parametrize("elsewhere", ["icache_aliasing", "dcache_aliasing"])
+def test_where_the_fault_zeroes_anyhow_a_hint_is_of_no_use(elsewhere: str) -> None:
+    with world(["flush", 0], ["mmap", 0, 4, 0], thp="never", **{elsewhere: True}) as made:
+        drop_a_hint(made)
+        made.check("plant")
+
+
 @pytest.mark.parametrize("zeroed", [False, True])
 def test_a_copy_that_was_zeroed_first_is_a_loss(zeroed: bool) -> None:
     def plant(made: World) -> None:

@@ -10,6 +10,7 @@ import pytest
 from hostzero.check.machine_episodes import EPISODES
 from hostzero.check.machine_moves import ANY, GROUPS, SAME
 from hostzero.check.machine_ops import load_operations
+from hostzero.check.machine_repertoire import NEEDS
 from hostzero.check.world_setup import CHOICES
 
 OPERATIONS = load_operations()
@@ -43,4 +44,4 @@ def test_what_is_the_same_was_said_before() -> None:
 def test_an_episode_needs_what_a_setup_says() -> None:
     for part in parts():
         if part[0] == "needs":
-            assert part[1] in {*CHOICES, "unchecked", "believed_balloon", "little_memory"}
+            assert part[1] in {*CHOICES, *NEEDS}

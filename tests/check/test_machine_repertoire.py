@@ -38,6 +38,7 @@ UNCHECKED = {"debug_vm": False, "init_on_alloc": False, "init_on_free": False, "
         ("believed_balloon", {}, {"page_poisoning": True}),
         ("believed_balloon", {}, {"confidential": True}),
         ("little_memory", {}, {"mib": 16}),
+        ("reports_to_another", {"features": 3}, {}),
     ],
 )
 def test_what_a_guest_cannot_live_is_not_drawn(

@@ -281,6 +281,7 @@ class Laws:
         if not self.quiet or self.reported or self.delta["pgfree"] or mem.vm[0].zero_in_caller:
             return
         taken = (before.place != OWNED) & (before.place != POOL) & (after.place == OWNED) & before.zeroed
+        self.hints_are_used(mem, taken)
         fresh = taken & ~self.before.backed
         if single and not self.delta["pswpin"]:
             wrong = fresh & self.after.backed & (_mappings(mem, len(fresh)) != 0)
@@ -296,6 +297,17 @@ class Laws:
                 continue  # not one huge page of a process
             if self.after.backed[block].any():
                 found("lost", "the host had to back a huge page that was known to be zero", start, order=9)
+
+    def hints_are_used(self, mem: Memory, taken: NDArray[np.bool_]) -> None:
+        """Where processes get fresh pages, and nothing else is asked for, no page's hint is of no use."""
+        vm = mem.vm[0]
+        # These pages are zeroed when they are freed, or by the fault, whatever is known of them.
+        elsewhere = vm.init_on_free or vm.cpu_dcache_aliasing or vm.cpu_icache_aliasing
+        # A pool asks for no zeros, and keeps what is known of its pages.
+        pooled = (taken & (self.after.pages.types == PGTY_hugetlb)).any()
+        if self.delta["dropped_hint_bytes"] and not elsewhere and not pooled and not self.delta["pswpin"]:
+            pfn = int(np.argmax(taken)) if taken.any() else None
+            found("lost", "a page that was known to be zero was asked for as if that did not matter", pfn)
 
 
 # A range that a gigantic page could not have is isolated pageblock by pageblock and given back. What

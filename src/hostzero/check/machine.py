@@ -61,6 +61,7 @@ SPECIALS: Final[tuple[dict[str, Any], ...]] = (
     {"thp": "never", "anon_orders": (), "debug_vm": True},
     {"init_on_alloc": True, "page_poisoning": False},
     {"features": 0, "backing": "memfd", "cma": True, "two_nodes": False},
+    {"features": 3, "page_poisoning": False, "confidential": False, "mib": 8},
     {"gigantic": True, "mib": 16, "init_on_alloc": False, "init_on_free": False},
     {"backing": "part of a file", "mib": 4},
     {"page_poisoning": True, "mib": 4},

@@ -307,6 +307,18 @@ _ALL: Final[tuple[tuple[Move, ...], ...]] = (
         ("mmap", ANY, ANY, 2),
     ),
     (("foreign_reports", ANY, ANY, ANY, ANY, ANY), ("mmap", ANY, ANY, 2), LOOK, ("flush", 0)),
+    # a driver of another kind that is told of all that is free, more than once
+    (
+        ("needs", "reports_to_another"),
+        START,
+        ("foreign_reports", ANY, ANY, ANY, ANY, ANY),
+        ("mmap", ANY, (3, 4, 5), (1, 2)),
+        DROP,
+        BETWEEN,
+        ("foreign_reports", ANY, ANY, ANY, ANY, ANY),
+        ("mmap", ANY, ANY, 2),
+        LOOK,
+    ),
     # marks in every place, and sleep
     (
         ("flush", 0),
@@ -320,9 +332,10 @@ _ALL: Final[tuple[tuple[Move, ...], ...]] = (
     ),
     # what was only read so far is written
     (
-        ("mmap", ANY, ANY, 0),
+        START,
+        ("flush", 0),
+        ("mmap", ANY, (2, 3, 4, 5), 0),
         ("read", ANY, 0, (2, 3)),
-        BETWEEN,
         (("touch", "populate"), ANY, 0, ANY),
         ("populate", ANY, 0, 5),
         DROP,

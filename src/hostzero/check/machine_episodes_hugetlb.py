@@ -34,9 +34,10 @@ HUGETLB: Final[tuple[tuple[Move, ...], ...]] = (
     ),
     (
         START,
-        ("resize_pool", (0, 1, 2), (1, 2, 3, 4)),
+        ("flush", 0),
+        ("resize_pool", (0, 0, 1, 2), (1, 2, 3, 4)),
         ("create_file", ANY),
-        ("use_file", ANY, (0, 2), ANY, ANY),
+        ("use_file", ANY, (0, 0, 2), ANY, ANY),
         ("mmap_huge", ANY, ANY, (2, 3), 0, (0, 1)),
         ("fill", ANY, ANY, 4, ANY),
         ("mmap_huge", ANY, ANY, ANY, 0, (0, 1)),

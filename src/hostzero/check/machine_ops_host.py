@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from hostzero.check.world import World
 
 CAPACITIES = (3, 1, 0, 7)
+ORDERS = (3, 0, 6, 9, 2, 4, 10)
+"""Smallest orders that another driver hears of: the lower, the more blocks, and the more calls for them."""
 BUDGETS = (1 << 20, 1, 3)
 TARGETS = (0, 1, 20, 60, 150, 1500)
 MOST_MOVED = 150
@@ -168,7 +170,7 @@ def replug(world: World, features: int) -> None:
     bind(world, lambda: world.plug(features % len(FEATURES)))
 
 
-@operation(isolates=True, weight=2, pages=3, order=10, trusted=1, bits=65535, fails=4)
+@operation(isolates=True, weight=2, pages=3, order=len(ORDERS) - 1, trusted=2, bits=65535, fails=4)
 def foreign_reports(world: World, pages: int, order: int, trusted: int, bits: int, fails: int) -> None:
     """Another driver than the balloon's hears of free memory for a while, and says what it likes of it."""
     driver = world.machine.driver
@@ -181,8 +183,8 @@ def foreign_reports(world: World, pages: int, order: int, trusted: int, bits: in
     device = PageReportingDevInfo(
         report=other.report,
         capacity=CAPACITIES[pages % len(CAPACITIES)],
-        order=order % 11,
-        host_zeroes_pages=bool(trusted % 2),
+        order=ORDERS[order % len(ORDERS)],
+        host_zeroes_pages=bool(trusted),
     )
     other.device = device
     reporting = world.mm.page_reporting

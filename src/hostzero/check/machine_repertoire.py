@@ -67,10 +67,16 @@ def _little_memory(setup: dict[str, Any]) -> bool:
     return int(setup["mib"]) <= LITTLE
 
 
+def _reports_to_another(setup: dict[str, Any]) -> bool:
+    # A balloon that hears of free memory itself has been told of most of it.
+    return Feature.REPORTING not in FEATURES[setup["features"]]
+
+
 NEEDS: Final[dict[str, Callable[[dict[str, Any]], bool]]] = {
     "unchecked": _unchecked,
     "believed_balloon": _believed_balloon,
     "little_memory": _little_memory,
+    "reports_to_another": _reports_to_another,
 }
 """What an episode may need besides a part of the setup that is true."""
 
