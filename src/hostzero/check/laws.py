@@ -304,7 +304,8 @@ class Laws:
         # These pages are zeroed when they are freed, or by the fault, whatever is known of them.
         elsewhere = vm.init_on_free or vm.cpu_dcache_aliasing or vm.cpu_icache_aliasing
         # A pool asks for no zeros, and keeps what is known of its pages.
-        pooled = (taken & (self.after.pages.types == PGTY_hugetlb)).any()
+        fresh = ~np.isin(self.before.pages.place, (OWNED, POOL))
+        pooled = (fresh & (self.after.pages.types == PGTY_hugetlb)).any()
         if self.delta["dropped_hint_bytes"] and not elsewhere and not pooled and not self.delta["pswpin"]:
             pfn = int(np.argmax(taken)) if taken.any() else None
             found("lost", "a page that was known to be zero was asked for as if that did not matter", pfn)
