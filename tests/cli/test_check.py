@@ -48,7 +48,7 @@ def test_nothing_found_is_0_and_leaves_no_file(played: Played, capsys: pytest.Ca
 def test_the_defaults_are_all_searches_for_a_minute(played: Played) -> None:
     assert run(["check"]) == 0
     assert [name for name, _, _ in played.asked] == list(SEARCHES)
-    assert played.asked[0][1].seconds == pytest.approx(18, abs=0.1)
+    assert played.asked[0][1].seconds == pytest.approx(12, abs=0.1)
     assert {(limits.pages, limits.depth) for _, limits, _ in played.asked} == {(None, None)}
 
 

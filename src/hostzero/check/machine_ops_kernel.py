@@ -185,7 +185,7 @@ def keep_run(world: World, runs: list[tuple[int, int]], pfn: int, order: int, fl
     runs.append((pfn, order))
 
 
-@operation(isolates=True, when=lambda world: world.mm.cma.count > 0, order=11, zero=1)
+@operation(isolates=True, weight=4, when=lambda world: world.mm.cma.count > 0, order=11, zero=1)
 def take_from_cma(world: World, order: int, zero: int) -> None:
     """A folio is taken out of the CMA area."""
     if world.mm.cma.count and len(world.cma) < 3:
