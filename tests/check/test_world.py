@@ -297,7 +297,7 @@ def test_an_owner_leaves_its_flags(checked: bool) -> None:
 
 def test_a_driver_of_another_kind_is_believed_bit_by_bit() -> None:
     with World(plain_setup()) as made:
-        perform(made, ["foreign_reports", 0, 6, 1, 0b0101, 0])
+        perform(made, ["foreign_reports", 0, 2, 1, 0b0101, 0])
         assert made.before is not None
         known = made.before.pages.zeroed
         assert known.any()
@@ -307,7 +307,7 @@ def test_a_driver_of_another_kind_is_believed_bit_by_bit() -> None:
 
 def test_a_driver_that_promises_nothing_is_not_believed() -> None:
     with World(plain_setup()) as made:
-        perform(made, ["foreign_reports", 0, 6, 0, 0xFFFF, 0])
+        perform(made, ["foreign_reports", 0, 2, 0, 0xFFFF, 0])
         assert made.before is not None
         assert made.host.told.any()
         assert not made.before.pages.zeroed.any()
@@ -315,7 +315,7 @@ def test_a_driver_that_promises_nothing_is_not_believed() -> None:
 
 def test_a_driver_fails_once() -> None:
     with World(plain_setup()) as made:
-        perform(made, ["foreign_reports", 0, 6, 1, 0xFFFF, 1])
+        perform(made, ["foreign_reports", 0, 2, 1, 0xFFFF, 1])
         assert made.mm.page_reporting.failed_calls == 1
         assert made.before is not None
         assert made.before.pages.zeroed.any()
