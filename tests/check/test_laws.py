@@ -63,6 +63,11 @@ def test_a_hint_that_a_fault_does_not_use_is_a_loss() -> None:
     assert (found.kind, found.what) == ("lost", what)
 
 
+def test_a_mapping_that_need_not_be_zero_drops_hints() -> None:
+    with world(["flush", 0], ["mmap", 0, 4, 5], ["populate", 0, 0, 4], thp="never") as made:
+        assert made.mem.vm[0].dropped_hint_bytes
+
+
 @pytest.mark.parametrize("elsewhere", ["icache_aliasing", "dcache_aliasing"])
 def test_where_the_fault_zeroes_anyhow_a_hint_is_of_no_use(elsewhere: str) -> None:
     with world(["flush", 0], ["mmap", 0, 4, 0], thp="never", **{elsewhere: True}) as made:
