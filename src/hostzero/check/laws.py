@@ -277,12 +277,9 @@ class Laws:
             single: the host backs 4 KiB at a time; else it may back 2 MiB for a table in them, and this
                 is about huge pages.
         """
-        before, after = self.before.pages, self.after.pages
-        if not self.quiet or self.reported or self.delta["pgfree"] or mem.vm[0].zero_in_caller:
+        if not self.only_gave(mem):
             return
-        taken = (before.place != OWNED) & (before.place != POOL) & (after.place == OWNED) & before.zeroed
-        self.hints_are_used(mem, taken)
-        fresh = taken & ~self.before.backed
+        fresh = self.given() & self.before.pages.zeroed & ~self.before.backed
         if single and not self.delta["pswpin"]:
             wrong = fresh & self.after.backed & (_mappings(mem, len(fresh)) != 0)
             if wrong.any():
@@ -298,17 +295,28 @@ class Laws:
             if self.after.backed[block].any():
                 found("lost", "the host had to back a huge page that was known to be zero", start, order=9)
 
-    def hints_are_used(self, mem: Memory, taken: NDArray[np.bool_]) -> None:
-        """Where processes get fresh pages, and nothing else is asked for, no page's hint is of no use."""
+    def hints_are_used(self, mem: Memory) -> None:
+        """Where only pages that have to be zero are asked for, no hint is dropped."""
         vm = mem.vm[0]
         # These pages are zeroed when they are freed, or by the fault, whatever is known of them.
         elsewhere = vm.init_on_free or vm.cpu_dcache_aliasing or vm.cpu_icache_aliasing
+        if not self.only_gave(mem) or elsewhere or self.delta["pswpin"]:
+            return
         # A pool asks for no zeros, and keeps what is known of its pages.
         fresh = ~np.isin(self.before.pages.place, (OWNED, POOL))
-        pooled = (fresh & (self.after.pages.types == PGTY_hugetlb)).any()
-        if self.delta["dropped_hint_bytes"] and not elsewhere and not pooled and not self.delta["pswpin"]:
-            pfn = int(np.argmax(taken)) if taken.any() else None
+        if self.delta["dropped_hint_bytes"] and not (fresh & (self.after.pages.types == PGTY_hugetlb)).any():
+            known = self.given() & self.before.pages.zeroed
+            pfn = int(np.argmax(known)) if known.any() else None
             found("lost", "a page that was known to be zero was asked for as if that did not matter", pfn)
+
+    def only_gave(self, mem: Memory) -> bool:
+        """Return whether pages went to owners and nowhere else, and the allocator zeroes what has to be."""
+        disturbed = not self.quiet or self.reported or self.delta["pgfree"]
+        return not disturbed and not mem.vm[0].zero_in_caller
+
+    def given(self) -> NDArray[np.bool_]:
+        """Return which pages have an owner that neither had one nor were in a pool."""
+        return ~np.isin(self.before.pages.place, (OWNED, POOL)) & (self.after.pages.place == OWNED)
 
 
 # A range that a gigantic page could not have is isolated pageblock by pageblock and given back. What

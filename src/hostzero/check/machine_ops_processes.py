@@ -140,8 +140,8 @@ def populate(world: World, which: int, at: int, length: int) -> None:
     """Fault pages in without touching them."""
     if chosen := some_pages(world, which, at, length):
         user, area, first, end = chosen
-        # A page of a file that is mapped privately is copied; of one that need not be zero nothing is asked.
-        world.untouched, world.touches = area.under is None and area.unknown is None, True
+        # A page of a file that is mapped privately is copied.
+        world.untouched, world.touches = area.under is None, True
         tolerate(lambda: user.process.madvise(*span(first, end), MADV_POPULATE_WRITE))
 
 

@@ -112,6 +112,9 @@ class Oracle:
             laws.check(self.mem)
             if world.untouched:
                 laws.untouched_pages_stay_absent(self.mem, single=world.setup["backing"] in FILES)
+                # A mapping that need not be zero is faulted in as such.
+                if all(area.unknown is None for user in world.users for area in user.areas):
+                    laws.hints_are_used(self.mem)
             world.rows.update(rows_of(self.before, now, laws.delta, self.host, world.step))
         self.host.reports.clear()
         self.host.granted = 0
